@@ -1,0 +1,253 @@
+# Copyright 2026 The sap_detr_hf authors. Licensed under the Apache License, Version 2.0.
+"""SAP-DETR model configuration (paper: SAP-DETR, CVPR 2023, arXiv 2211.02006)."""
+
+import math
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from .coco_labels import COCO_ID2LABEL
+
+R50_BACKBONE = {"model_type": "resnet", "out_features": ["stage4"]}
+R101_BACKBONE = {**R50_BACKBONE, "depths": [3, 4, 23, 3]}
+
+PUBLISHED_VARIANTS: dict[str, dict[str, Any]] = {
+    "r50": {"backbone_config": R50_BACKBONE, "dilation": False},
+    "r50-dc5": {"backbone_config": R50_BACKBONE, "dilation": True},
+    "r101": {"backbone_config": R101_BACKBONE, "dilation": False},
+    "r101-dc5": {"backbone_config": R101_BACKBONE, "dilation": True},
+}
+"""What distinguishes the four published models; all else is the default of [`SapDetrConfig`]."""
+
+
+@strict
+class SapDetrConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`SapDetrModel`] and [`SapDetrForObjectDetection`]. The defaults are the published SAP-DETR-R50.
+
+    Args:
+        backbone_config (`dict` or `PreTrainedConfig`, *optional*, defaults to ResNet-50 with `stage4`):
+            Any configuration that `AutoBackbone.from_config` accepts; the last feature map is used.
+        dilation (`bool`, defaults to `False`):
+            DC5: the last stage keeps the resolution of the one before. Needs a transformers `resnet` backbone; for a
+            timm backbone set `output_stride` in its own configuration.
+        freeze_backbone_batch_norm (`bool`, defaults to `True`):
+            Replace the backbone's BatchNorm by constants. Set to `False` to train a backbone from random weights.
+        frozen_backbone_stages (`int`, defaults to 1):
+            How many leading stages get no gradient; the stem is frozen with the first. 0 trains everything.
+        num_channels (`int`, defaults to 3): Image channels, checked against the backbone's.
+        num_queries (`int`, *optional*): Number of object queries; follows from `query_grid` and is checked against it.
+        query_grid (`list[int]`, *optional*, defaults to `[17, 18]`):
+            Rows and columns of the grid of reference points. Alone, `num_queries` = 306 means 17 x 18 and a square
+            number r*r means r x r, as in the released code.
+        sample_query_content (`bool`, defaults to `True`):
+            Queries start with the encoder's output sampled at their reference points; otherwise with zeros.
+        share_box_heads (`bool`, defaults to `False`): One side and one point head for all decoder layers, not one each.
+        valid_region (`bool`, defaults to `False`):
+            Place reference points, Gaussian and sampling on each image's valid region instead of on the padded map.
+            The released checkpoints were trained on the padded map, where an image's result depends on the others in
+            its batch; with this option it does not, up to the backbone's border.
+        d_model (`int`, defaults to 256): Width of encoder, decoder and heads; a multiple of 4 and of the head counts.
+        encoder_layers, decoder_layers (`int`, defaults to 6): Depths.
+        encoder_attention_heads, decoder_attention_heads (`int`, defaults to 8): Attention heads.
+        encoder_ffn_dim, decoder_ffn_dim (`int`, defaults to 2048): Widths of the feed-forward layers.
+        activation_function (`str`, defaults to `"relu"`): Activation of the feed-forward layers.
+        dropout, attention_dropout (`float`, defaults to 0.0): Dropout of the residual branches / attention weights.
+        position_temperature (`float`, defaults to 20.0): Base of the sine embeddings' wave lengths.
+        auxiliary_loss (`bool`, defaults to `True`): Sum the loss over all decoder layers, not only the last.
+        class_cost, bbox_cost, giou_cost, outside_cost (`float`, defaults to 2, 5, 2, 9999):
+            Matching cost coefficients; `outside_cost` counts for a reference point outside the target box.
+        class_loss_coefficient, objectness_loss_coefficient, bbox_loss_coefficient, giou_loss_coefficient,
+        inner_loss_coefficient (`float`, defaults to 1, 1, 5, 2, 2): Loss coefficients.
+        focal_alpha, focal_gamma (`float`, defaults to 0.25 and 2): Of the focal loss and the matching's class cost.
+        category_ids (`list[int]`, *optional*):
+            The data set's own category id of each class index, for results in the data set's terms. `None`: the class
+            index is the category id, as in the released COCO checkpoints with their 91 slots.
+
+    Raises:
+        `StrictDataclassError` of huggingface_hub, or `ValueError`: a value of the wrong type, or values that do not fit
+        together; the message says what to change.
+
+    Example:
+
+    ```python
+    >>> from sap_detr_hf import SapDetrConfig
+    >>> config = SapDetrConfig(query_grid=[10, 12])
+    >>> config.num_queries
+    120
+    >>> SapDetrConfig.from_variant("r101-dc5").dilation
+    True
+
+    ```
+    """
+
+    model_type = "sap_detr"
+    sub_configs = {"backbone_config": AutoConfig}
+    keys_to_ignore_at_inference = [
+        "loss_dict",
+        "auxiliary_outputs",
+        "last_hidden_state",
+        "intermediate_hidden_states",
+        "intermediate_reference_points",
+        "intermediate_box_sides",
+        "encoder_last_hidden_state",
+    ]
+    attribute_map = {
+        "hidden_size": "d_model",
+        "num_attention_heads": "encoder_attention_heads",
+        "num_hidden_layers": "encoder_layers",
+    }
+
+    backbone_config: dict | PreTrainedConfig | None = None
+    dilation: bool = False
+    freeze_backbone_batch_norm: bool = True
+    frozen_backbone_stages: int = 1
+    num_channels: int = 3
+    num_queries: int | None = None
+    query_grid: list[int] | tuple[int, ...] | None = None
+    sample_query_content: bool = True
+    share_box_heads: bool = False
+    valid_region: bool = False
+    d_model: int = 256
+    encoder_layers: int = 6
+    encoder_attention_heads: int = 8
+    encoder_ffn_dim: int = 2048
+    decoder_layers: int = 6
+    decoder_attention_heads: int = 8
+    decoder_ffn_dim: int = 2048
+    activation_function: str = "relu"
+    dropout: float | int = 0.0
+    attention_dropout: float | int = 0.0
+    position_temperature: float | int = 20.0
+    auxiliary_loss: bool = True
+    class_cost: float | int = 2.0
+    bbox_cost: float | int = 5.0
+    giou_cost: float | int = 2.0
+    outside_cost: float | int = 9999.0
+    class_loss_coefficient: float | int = 1.0
+    objectness_loss_coefficient: float | int = 1.0
+    bbox_loss_coefficient: float | int = 5.0
+    giou_loss_coefficient: float | int = 2.0
+    inner_loss_coefficient: float | int = 2.0
+    focal_alpha: float | int = 0.25
+    focal_gamma: float | int = 2.0
+    category_ids: list[int] | None = None
+    is_encoder_decoder: bool = True
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs):
+        self.backbone_config = _resolve_backbone_config(self.backbone_config)
+        self.query_grid = _resolve_query_grid(self.query_grid, self.num_queries)
+        if self.num_queries is None:
+            self.num_queries = math.prod(self.query_grid)
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_variant(cls, name: str, **overrides) -> "SapDetrConfig":
+        """The configuration of a published model, with the 91 COCO class slots.
+
+        Args:
+            name: one of `"r50"`, `"r50-dc5"`, `"r101"`, `"r101-dc5"`.
+            overrides: fields to change.
+
+        Raises:
+            ValueError: no such variant.
+        """
+        if name not in PUBLISHED_VARIANTS:
+            raise ValueError(f"Unknown SAP-DETR variant {name!r}: choose one of {', '.join(PUBLISHED_VARIANTS)}.")
+        fields: dict[str, Any] = {"id2label": dict(COCO_ID2LABEL), **PUBLISHED_VARIANTS[name], **overrides}
+        if "num_labels" in overrides and "id2label" not in overrides:
+            del fields["id2label"]
+        return cls(**fields)
+
+    def validate_query_grid(self):
+        """The grid holds exactly the queries."""
+        rows_columns = list(self.query_grid or [])
+        if len(rows_columns) != 2 or min(rows_columns) < 1:
+            raise ValueError(f"`query_grid` must be [rows, columns], both at least 1, not {self.query_grid}.")
+        rows, columns = rows_columns
+        if self.num_queries is not None and rows * columns != self.num_queries:
+            raise ValueError(
+                f"`query_grid` = {rows} x {columns} has {rows * columns} reference points but `num_queries` = "
+                f"{self.num_queries}: leave `num_queries` out, or set a grid with that many cells."
+            )
+
+    def validate_widths(self):
+        """Heads divide the width; sine pairs and normalisation groups fit in it."""
+        for side in ("encoder", "decoder"):
+            heads = getattr(self, f"{side}_attention_heads")
+            if heads < 1 or self.d_model % heads:
+                raise ValueError(
+                    f"`d_model` = {self.d_model} cannot be split into `{side}_attention_heads` = {heads} equal heads: "
+                    "change one of the two so that the division leaves no rest."
+                )
+        if self.d_model % 4:
+            raise ValueError(f"`d_model` = {self.d_model} must be a multiple of 4: sine and cosine for both x and y.")
+        if self.sample_query_content and self.d_model % 32:
+            raise ValueError(
+                f"`d_model` = {self.d_model} must be a multiple of 32 for the content convolutions' GroupNorm(32): "
+                "change it or set `sample_query_content=False`."
+            )
+        if min(self.encoder_layers, self.decoder_layers) < 1:
+            raise ValueError("`encoder_layers` and `decoder_layers` must both be at least 1.")
+
+    def validate_backbone(self):
+        """Dilation, frozen stages and channels are possible with this backbone."""
+        backbone: Any = self.backbone_config
+        model_type = getattr(backbone, "model_type", None)
+        if self.dilation and model_type != "resnet":
+            raise ValueError(
+                f"`dilation=True` (DC5) needs a `resnet` backbone, not {model_type!r}: for a timm backbone set "
+                "`output_stride=16` in its configuration and leave `dilation=False`."
+            )
+        if self.frozen_backbone_stages < 0:
+            raise ValueError(f"`frozen_backbone_stages` = {self.frozen_backbone_stages} must be 0 or more.")
+        channels = getattr(backbone, "num_channels", self.num_channels)
+        if channels != self.num_channels:
+            raise ValueError(
+                f"`num_channels` = {self.num_channels} but the backbone's configuration takes {channels} channels: "
+                "set both to the same number."
+            )
+
+    def validate_category_ids(self):
+        """One category id for each class."""
+        if self.category_ids is None:
+            return
+        if len(self.category_ids) != self.num_labels or len(set(self.category_ids)) != len(self.category_ids):
+            raise ValueError(
+                f"`category_ids` must hold one distinct id for each of the {self.num_labels} classes in `id2label`, "
+                f"not {len(set(self.category_ids))} distinct of {len(self.category_ids)} ids."
+            )
+
+
+def _resolve_backbone_config(backbone_config: dict | PreTrainedConfig | None) -> PreTrainedConfig:
+    if isinstance(backbone_config, PreTrainedConfig):
+        return backbone_config
+    fields = dict(backbone_config if backbone_config is not None else R50_BACKBONE)
+    model_type = fields.pop("model_type", None)
+    if model_type not in CONFIG_MAPPING:
+        raise ValueError(
+            f"`backbone_config` has `model_type` = {model_type!r}, which transformers does not know: name a backbone's "
+            "type, for instance 'resnet' or 'timm_backbone'."
+        )
+    return CONFIG_MAPPING[model_type].from_dict(fields)
+
+
+def _resolve_query_grid(grid: list[int] | tuple[int, ...] | None, num_queries: int | None) -> list[int]:
+    if grid is not None:
+        return list(grid)
+    if num_queries is None or num_queries == 306:
+        return [17, 18]
+    side = math.isqrt(max(num_queries, 0))
+    if side * side != num_queries:
+        raise ValueError(
+            f"`num_queries` = {num_queries} is neither 306 (17 x 18) nor a square number: "
+            "set `query_grid=[rows, columns]` instead."
+        )
+    return [side, side]
+
+
+__all__ = ["SapDetrConfig"]

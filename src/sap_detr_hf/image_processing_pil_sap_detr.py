@@ -1,0 +1,18 @@
+"""SAP-DETR's image processor on PIL and NumPy, without torchvision."""
+
+from transformers.models.deformable_detr.image_processing_pil_deformable_detr import DeformableDetrImageProcessorPil
+
+from .detection_processing_sap_detr import SapDetrDetectionProcessing, SapDetrImageProcessorKwargs
+
+
+class SapDetrImageProcessorPil(SapDetrDetectionProcessing, DeformableDetrImageProcessorPil):
+    """The same as `SapDetrImageProcessor` for machines without torchvision: resizes with PIL, as the released code did.
+
+    Resizes to shortest 800 / longest 1333 pixels by the released rule, normalises by ImageNet's mean and deviation, and
+    pads to the batch's largest height and width. Both save as `SapDetrImageProcessor`.
+    """
+
+    valid_kwargs = SapDetrImageProcessorKwargs
+
+
+__all__ = ["SapDetrImageProcessorPil"]

@@ -1,0 +1,305 @@
+# Copyright 2026 The sap_detr_hf authors. Licensed under the Apache License, Version 2.0.
+"""Matching and loss of SAP-DETR, for all decoder layers at once.
+
+One cost tensor of shape (layers, batch, queries, most boxes of an image) and one transfer to the CPU serve the
+matching of every layer; nothing here needs another synchronisation with the device. Letters in shape comments:
+D layers, B images, N queries, K classes, T boxes of the fullest image, S boxes of all images.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import nn
+from transformers.utils import is_accelerate_available
+
+from .configuration_sap_detr import SapDetrConfig
+
+IOU_EPS = 1e-6
+NON_FINITE_COST = 1e8
+
+
+@dataclass
+class LayerPredictions:
+    """What the loss needs of all decoder layers, in float32.
+
+    Args:
+        logits: (D, B, N, K) class logits.
+        boxes: (D, B, N, 4) center x, center y, width, height in [0, 1].
+        points: (D, B, N, 2) x, y in [0, 1].
+        objectness: (D, B, N) logits.
+    """
+
+    logits: torch.Tensor
+    boxes: torch.Tensor
+    points: torch.Tensor
+    objectness: torch.Tensor
+
+
+@dataclass
+class PaddedTargets:
+    """The labels of a batch as rectangular tensors.
+
+    Args:
+        classes: (B, T) int64, 0 in the padding.
+        corners: (B, T, 4) x1, y1, x2, y2 in [0, 1].
+        usable: (B, T) bool, False for a label that no loss can be computed for; True in the padding.
+        counts: boxes of each image.
+    """
+
+    classes: torch.Tensor
+    corners: torch.Tensor
+    usable: torch.Tensor
+    counts: list[int]
+
+
+def corners_from_boxes(boxes: torch.Tensor) -> torch.Tensor:
+    """(..., 4) center x, center y, width, height -> (..., 4) x1, y1, x2, y2."""
+    centre, size = boxes.split(2, dim=-1)
+    return torch.cat([centre - size / 2, centre + size / 2], dim=-1)
+
+
+def iou_and_giou(corners: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Elementwise IoU and generalised IoU of boxes x1, y1, x2, y2 (..., 4) that broadcast; 1e-6 in both divisions."""
+    area = (corners[..., 2:] - corners[..., :2]).prod(-1)
+    other_area = (other[..., 2:] - other[..., :2]).prod(-1)
+    overlap = torch.minimum(corners[..., 2:], other[..., 2:]) - torch.maximum(corners[..., :2], other[..., :2])
+    inter = overlap.clamp(min=0).prod(-1)
+    union = area + other_area - inter
+    iou = inter / (union + IOU_EPS)
+    hull = torch.maximum(corners[..., 2:], other[..., 2:]) - torch.minimum(corners[..., :2], other[..., :2])
+    hull_area = hull.clamp(min=0).prod(-1)
+    return iou, iou - (hull_area - union) / (hull_area + IOU_EPS)
+
+
+def points_outside(points: torch.Tensor, corners: torch.Tensor) -> torch.Tensor:
+    """Whether points x, y (..., 2) lie outside boxes x1, y1, x2, y2 (..., 4); an edge counts as inside."""
+    return ((points < corners[..., :2]) | (points > corners[..., 2:])).any(-1)
+
+
+def pad_targets(labels: list[dict[str, torch.Tensor]], num_labels: int, device: torch.device) -> PaddedTargets:
+    """Labels of a batch -> rectangular tensors on `device`, without looking at their values."""
+    counts = [len(label["class_labels"]) for label in labels]
+    classes = nn.utils.rnn.pad_sequence([label["class_labels"] for label in labels], batch_first=True)
+    classes = classes.to(device).long()  # (B, T)
+    boxes = nn.utils.rnn.pad_sequence(
+        [label["boxes"].float().reshape(-1, 4) for label in labels], batch_first=True, padding_value=0.5
+    ).to(device)  # (B, T, 4)
+    usable = (classes >= 0) & (classes < num_labels) & boxes.isfinite().all(-1) & (boxes[..., 2:] > 0).all(-1)
+    return PaddedTargets(classes.clamp(0, num_labels - 1), corners_from_boxes(boxes), usable, counts)
+
+
+def matching_cost(predictions: LayerPredictions, targets: PaddedTargets, config: SapDetrConfig) -> torch.Tensor:
+    """Cost of every query for every box of its own image: (D, B, N, T), `inf` where the label is unusable.
+
+    Class cost on the product of class and objectness probability, L1 of corners, GIoU, and a fixed cost for a point
+    outside the box (paper, section 3.4).
+    """
+    index = targets.classes[None, :, None].expand(*predictions.logits.shape[:3], -1)
+    class_probability = predictions.logits.gather(-1, index).sigmoid()
+    probability = class_probability * predictions.objectness.sigmoid()[..., None]  # (D, B, N, T)
+    alpha, gamma = config.focal_alpha, config.focal_gamma
+    cost_class = alpha * (1 - probability) ** gamma * -(probability + 1e-8).log()
+    cost_class = cost_class - (1 - alpha) * probability**gamma * -(1 - probability + 1e-8).log()
+
+    corners = corners_from_boxes(predictions.boxes)[..., None, :]  # (D, B, N, 1, 4)
+    target_corners = targets.corners[None, :, None]  # (1, B, 1, T, 4)
+    cost_l1 = sum((corners[..., i] - target_corners[..., i]).abs() for i in range(4))
+    _, giou = iou_and_giou(corners, target_corners)
+    outside = points_outside(predictions.points[..., None, :], target_corners)
+    cost = config.class_cost * cost_class + config.bbox_cost * cost_l1 - config.giou_cost * giou
+    cost = cost + config.outside_cost * outside
+    # A diverged model still gets a matching, and then a non-finite loss that the training loop can report.
+    cost = cost.nan_to_num(nan=NON_FINITE_COST, posinf=NON_FINITE_COST, neginf=-NON_FINITE_COST)
+    return cost.masked_fill(~targets.usable[None, :, None], float("inf"))
+
+
+@torch.compiler.disable
+@torch.no_grad()
+def match_queries(
+    predictions: LayerPredictions, targets: PaddedTargets, labels: list[dict[str, Any]], config: SapDetrConfig
+) -> list[list[tuple[torch.Tensor, torch.Tensor]]]:
+    """Optimal assignment of queries to boxes, per layer and image.
+
+    Returns:
+        For each layer, for each image, the query indices in rising order and their boxes' indices (CPU, int64).
+
+    Raises:
+        ValueError: an image has more boxes than there are queries, a class label outside the model's classes, or a box
+            that is not finite or has no extent; the message names the image.
+    """
+    num_queries = predictions.boxes.shape[2]
+    for label, count in zip(labels, targets.counts, strict=True):
+        if count > num_queries:
+            raise ValueError(
+                f"{_image_name(label)} has {count} boxes but the model has only {num_queries} queries: "
+                "use a larger `query_grid`, or remove boxes from this image."
+            )
+    costs = matching_cost(predictions, targets, config).cpu().numpy()  # the one synchronisation of a training step
+    for label, count, cost in zip(labels, targets.counts, costs[0], strict=True):
+        if count and (cost[:, :count] == float("inf")).any():
+            _raise_unusable(label, predictions.logits.shape[-1])
+    matches = []
+    for layer_costs in costs:
+        pairs = (
+            linear_sum_assignment(cost[:, :count]) for cost, count in zip(layer_costs, targets.counts, strict=True)
+        )
+        matches.append([(torch.from_numpy(queries), torch.from_numpy(boxes)) for queries, boxes in pairs])
+    return matches
+
+
+def _image_name(label: dict[str, Any]) -> str:
+    image_id = label.get("image_id")
+    return "An image" if image_id is None else f"Image {torch.as_tensor(image_id).flatten()[0].item()}"
+
+
+def _raise_unusable(label: dict[str, torch.Tensor], num_labels: int) -> None:
+    for class_label, box in zip(label["class_labels"].tolist(), label["boxes"].tolist(), strict=True):
+        if not 0 <= class_label < num_labels:
+            raise ValueError(
+                f"{_image_name(label)} has the class label {class_label} but the model has the classes 0 to "
+                f"{num_labels - 1}: map the data set's category ids to class indices, or set `num_labels`."
+            )
+        if not all(abs(value) < float("inf") for value in box) or min(box[2:]) <= 0:
+            raise ValueError(
+                f"{_image_name(label)} has the box {box} (center x, center y, width, height): boxes must be finite "
+                "with a width and height above 0. Remove it from the data."
+            )
+
+
+def focal_loss_of_negatives(logits: torch.Tensor, alpha: float, gamma: float) -> torch.Tensor:
+    """Elementwise sigmoid focal loss of the target 0."""
+    return (1 - alpha) * logits.sigmoid() ** gamma * nn.functional.softplus(logits)
+
+
+def class_focal_loss(
+    logits: torch.Tensor, matched: torch.Tensor, classes: torch.Tensor, config: SapDetrConfig
+) -> torch.Tensor:
+    """Sigmoid focal loss over all queries and classes, summed per layer, without a one-hot target.
+
+    Args:
+        logits: (D, B, N, K).
+        matched: (D, S, K) the logits of the matched queries.
+        classes: (D, S) their classes.
+    """
+    alpha, gamma = config.focal_alpha, config.focal_gamma
+    everywhere = focal_loss_of_negatives(logits, alpha, gamma).sum((1, 2, 3))
+    at_target = matched.gather(-1, classes[..., None])[..., 0]  # (D, S)
+    positive = alpha * (1 - at_target.sigmoid()) ** gamma * nn.functional.softplus(-at_target)
+    return everywhere + (positive - focal_loss_of_negatives(at_target, alpha, gamma)).sum(-1)
+
+
+def objectness_focal_loss(logits: torch.Tensor, quality: torch.Tensor, config: SapDetrConfig) -> torch.Tensor:
+    """Sigmoid focal loss with soft targets, (D, B, N) both, summed per layer; the targets carry gradient."""
+    probability = logits.sigmoid()
+    cross_entropy = nn.functional.softplus(logits) - logits * quality
+    distance = 1 - (probability * quality + (1 - probability) * (1 - quality))
+    alpha = config.focal_alpha * quality + (1 - config.focal_alpha) * (1 - quality)
+    return (alpha * distance**config.focal_gamma * cross_entropy).sum((1, 2))
+
+
+def normaliser(labels: list[dict[str, torch.Tensor]], device: torch.device) -> torch.Tensor:
+    """Boxes in the batch of all processes / number of processes, at least 1, without a transfer from the device."""
+    total = torch.tensor(float(sum(len(label["class_labels"]) for label in labels)), device=device)
+    if is_accelerate_available():
+        from accelerate import PartialState
+        from accelerate.utils import reduce
+
+        if PartialState._shared_state:  # somebody set up processes
+            total = reduce(total, reduction="sum") / PartialState().num_processes
+    return total.clamp(min=1)
+
+
+def layer_losses(
+    predictions: LayerPredictions,
+    targets: PaddedTargets,
+    matches: list[list[tuple[torch.Tensor, torch.Tensor]]],
+    num_boxes: torch.Tensor,
+    config: SapDetrConfig,
+) -> dict[str, torch.Tensor]:
+    """Unweighted losses of each layer, (D,) each, for given matches."""
+    device = predictions.logits.device
+    layers = torch.arange(len(matches), device=device)[:, None]
+    image = torch.tensor([b for b, count in enumerate(targets.counts) for _ in range(count)], dtype=torch.long)
+    query, box = (torch.stack([torch.cat([pair[i] for pair in layer]) for layer in matches]) for i in (0, 1))  # (D, S)
+    image, query, box = (index.to(device, non_blocking=True) for index in (image.expand_as(query), query, box))
+
+    classes = targets.classes[image, box]  # (D, S)
+    target_corners = targets.corners[image, box]  # (D, S, 4)
+    corners = corners_from_boxes(predictions.boxes[layers, image, query])
+    points = predictions.points[layers, image, query]
+    matched_logits = predictions.logits[layers, image, query]  # (D, S, K)
+    iou, giou = iou_and_giou(corners, target_corners)
+    quality = torch.zeros_like(predictions.objectness).index_put((layers.expand_as(image), image, query), iou)
+    return {
+        "loss_ce": class_focal_loss(predictions.logits, matched_logits, classes, config) / num_boxes,
+        "loss_bbox": (corners - target_corners).abs().sum((1, 2)) / num_boxes,
+        "loss_giou": (1 - giou).sum(1) / num_boxes,
+        "loss_ce_obj": objectness_focal_loss(predictions.objectness, quality, config) / num_boxes,
+        "loss_inner": points_outside(points, target_corners).sum(1) / num_boxes,
+        "class_error": class_error(matched_logits, classes),
+    }
+
+
+def class_error(matched_logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    """Percent of matched queries whose best class is wrong, (D, S, K) and (D, S) -> (D,); 100 without any."""
+    right = (matched_logits.argmax(-1) == classes).sum(1)
+    return 100 - 100 * right / max(classes.shape[1], 1)
+
+
+def sap_detr_loss(
+    logits: torch.Tensor,
+    labels: list[dict[str, torch.Tensor]],
+    pred_boxes: torch.Tensor,
+    pred_points: torch.Tensor,
+    pred_objectness: torch.Tensor,
+    config: SapDetrConfig,
+    num_boxes: torch.Tensor | float | None = None,
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Loss of SAP-DETR over one or more decoder layers (paper, section 3.4; released `SetCriterion`).
+
+    Args:
+        logits: (layers, batch, queries, classes), the last layer last; the others likewise.
+        labels: one dict per image with `class_labels` (n,) and `boxes` (n, 4) center x, center y, width, height in
+            [0, 1] of the valid image; `image_id` if errors shall name it. Images without boxes are fine.
+        pred_boxes: (layers, batch, queries, 4) as center x, center y, width, height.
+        pred_points: (layers, batch, queries, 2).
+        pred_objectness: (layers, batch, queries, 1) logits.
+        config: coefficients.
+        num_boxes: what all sums are divided by, where the caller knows better (gradient accumulation). By default the
+            boxes in the batch of all processes / number of processes, at least 1.
+
+    Returns:
+        The weighted sum over all layers, and the unweighted, detached values: `loss_ce`, `loss_bbox`, `loss_giou`,
+        `loss_ce_obj`, `loss_inner` and `class_error` (percent of matched queries) of the last layer, and the losses of
+        layer i as `loss_..._{i}`.
+
+    Raises:
+        ValueError: see [`match_queries`].
+    """
+    device = logits.device
+    predictions = LayerPredictions(
+        logits.float(), pred_boxes.float(), pred_points.float(), pred_objectness.squeeze(-1).float()
+    )
+    with torch.autocast(device.type, enabled=False):
+        targets = pad_targets(labels, logits.shape[-1], device)
+        matches = match_queries(predictions, targets, labels, config)
+        divisor = normaliser(labels, device) if num_boxes is None else torch.as_tensor(num_boxes, device=device)
+        losses = layer_losses(predictions, targets, matches, divisor, config)
+    weights = {
+        "loss_ce": config.class_loss_coefficient,
+        "loss_bbox": config.bbox_loss_coefficient,
+        "loss_giou": config.giou_loss_coefficient,
+        "loss_ce_obj": config.objectness_loss_coefficient,
+        "loss_inner": config.inner_loss_coefficient,
+    }
+    loss = torch.stack([weight * losses[name].sum() for name, weight in weights.items()]).sum()
+    last = logits.shape[0] - 1
+    loss_dict = {
+        name if layer == last else f"{name}_{layer}": value
+        for name, values in losses.items()
+        for layer, value in enumerate(values.detach().unbind())
+        if layer == last or name != "class_error"
+    }
+    return loss, loss_dict

@@ -1,0 +1,776 @@
+# Copyright 2026 The sap_detr_hf authors. Licensed under the Apache License, Version 2.0.
+"""SAP-DETR: DETR with salient points (paper: CVPR 2023, arXiv 2211.02006; released code: liuyang-ict/SAP-DETR).
+
+Reading order: `SapDetrForObjectDetection.forward` -> `SapDetrModel.forward` -> `SapDetrDecoder.forward` ->
+`SapDetrDecoderLayer.forward`. Letters in shape comments: B images, N queries, L = h * w tokens of the feature map,
+d model width, H heads, K classes, D decoder layers. Positions are x, y in [0, 1]; box sides are the distances
+left, top, right, bottom from a point to the sides of its box, in the same units.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .backbone_sap_detr import SapDetrFrozenBatchNorm2d, build_backbone, freeze_stages
+from .configuration_sap_detr import SapDetrConfig
+from .initialisation_sap_detr import apply_init_rule, initialised
+from .loss_sap_detr import sap_detr_loss
+from .outputs_sap_detr import SapDetrDecoderOutput, SapDetrModelOutput, SapDetrObjectDetectionOutput
+from .salient_points_sap_detr import (
+    SapDetrQueryContent,
+    SapDetrReferencePoints,
+    box_corners,
+    boxes_from_sides,
+    logit,
+)
+
+# --- Positions -------------------------------------------------------------------------------------------------------
+
+
+def sine_embedding(positions: torch.Tensor, width: int, temperature: float) -> torch.Tensor:
+    """Sine embedding of coordinates in float32: (..., n) -> (..., n * width), one block of `width` per coordinate."""
+    exponent = torch.arange(width // 2, device=positions.device, dtype=torch.float32) * 2 / width
+    wave_length = temperature**exponent  # (width / 2,)
+    angle = (positions.float() * (2 * math.pi))[..., None] / wave_length  # (..., n, width / 2)
+    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(-3)
+
+
+def spatial_position_embedding(mask: torch.Tensor, width: int, temperature: float) -> torch.Tensor:
+    """Sine embedding of tokens' places in the *valid* region: (B, 1, h, w) bool -> (B, h * w, width), y block first."""
+    y = mask[:, 0].cumsum(1, dtype=torch.float32)
+    x = mask[:, 0].cumsum(2, dtype=torch.float32)
+    y = y / (y[:, -1:, :] + 1e-6)
+    x = x / (x[:, :, -1:] + 1e-6)
+    return sine_embedding(torch.stack([y, x], dim=-1), width // 2, temperature).flatten(1, 2)
+
+
+@dataclass
+class TokenRegion:
+    """Which tokens belong to the images.
+
+    Args:
+        mask: (B, 1, h, w) bool, True = valid; `None` when all are.
+        extent: (B or 1, 1, 1, 2) width and height in feature-map pixels that points and sides refer to.
+        share: (B, 1, 2) the extent as a share of the map's width and height; `None` when it is the whole map.
+    """
+
+    mask: torch.Tensor | None
+    extent: torch.Tensor
+    share: torch.Tensor | None
+
+
+# --- Building blocks -------------------------------------------------------------------------------------------------
+
+
+class SapDetrMLP(nn.Module):
+    """Linear layers with ReLU between them."""
+
+    def __init__(self, widths: list[int], rule: str = "default", last_rule: str | None = None):
+        super().__init__()
+        self.layers = nn.ModuleList(initialised(nn.Linear(a, b), rule) for a, b in pairwise(widths))
+        initialised(self.layers[-1], last_rule or rule)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(..., widths[0]) -> (..., widths[-1])."""
+        for layer in self.layers[:-1]:
+            hidden_states = layer(hidden_states).relu()
+        return self.layers[-1](hidden_states)
+
+
+class SapDetrFeedForward(nn.Module):
+    """Two linear layers with the residual and the norm after it."""
+
+    def __init__(self, config: SapDetrConfig, ffn_dim: int):
+        super().__init__()
+        self.fc1 = initialised(nn.Linear(config.d_model, ffn_dim), "xavier")
+        self.fc2 = initialised(nn.Linear(ffn_dim, config.d_model), "xavier")
+        self.activation = ACT2FN[config.activation_function]
+        self.dropout = nn.Dropout(config.dropout)
+        self.layer_norm = nn.LayerNorm(config.d_model)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(B, L, d) -> (B, L, d)."""
+        update = self.fc2(self.dropout(self.activation(self.fc1(hidden_states))))
+        return self.layer_norm(hidden_states + self.dropout(update))
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    position_bias: torch.Tensor | None = None,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Plain attention, (B, H, N, ·) in and (B, N, H, ·) out; mask and bias are added to the logits."""
+    weights = query @ key.transpose(2, 3) * scaling
+    for bias in (attention_mask, position_bias):
+        if bias is not None:
+            weights = weights + bias
+    weights = nn.functional.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+class SapDetrAttentionBase(nn.Module):
+    """What the three attentions share: heads, the attention interface, the output projection."""
+
+    def __init__(self, config: SapDetrConfig, num_heads: int, scaling: float):
+        super().__init__()
+        self.config = config
+        self.num_heads = num_heads
+        self.scaling = scaling
+        self.is_causal = False
+        self.out_proj = self.projection("xavier_zero_bias")
+
+    def projection(self, rule: str = "xavier", in_width: int | None = None) -> nn.Linear:
+        d_model = self.config.d_model
+        return initialised(nn.Linear(in_width or d_model, d_model), rule)  # type: ignore[return-value]
+
+    def split_heads(self, states: torch.Tensor) -> torch.Tensor:
+        return states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, L, d) -> (B, H, L, d / H)
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_bias: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Heads already split, (B, H, ·, ·) -> (B, N, d) and the attention weights where the interface has them."""
+        interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        dropout = self.config.attention_dropout if self.training else 0.0
+        output, weights = interface(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            scaling=self.scaling,
+            dropout=dropout,
+            position_bias=position_bias,
+            **kwargs,
+        )
+        return self.out_proj(output.flatten(2)), weights
+
+
+# --- Encoder ---------------------------------------------------------------------------------------------------------
+
+
+class SapDetrEncoderSelfAttention(SapDetrAttentionBase):
+    """Self-attention over the tokens; positions are added to queries and keys."""
+
+    def __init__(self, config: SapDetrConfig):
+        heads = config.encoder_attention_heads
+        super().__init__(config, heads, scaling=(config.d_model // heads) ** -0.5)
+        self.q_proj = self.projection("fused_xavier_zero_bias")
+        self.k_proj = self.projection("fused_xavier_zero_bias")
+        self.v_proj = self.projection("fused_xavier_zero_bias")
+
+    def forward(
+        self, hidden_states: torch.Tensor, positions: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        placed = hidden_states + positions  # (B, L, d)
+        return self.attend(
+            self.split_heads(self.q_proj(placed)),
+            self.split_heads(self.k_proj(placed)),
+            self.split_heads(self.v_proj(hidden_states)),
+            attention_mask,
+            **kwargs,
+        )
+
+
+class SapDetrEncoderLayer(GradientCheckpointingLayer):
+    """Post-norm encoder layer whose positions are scaled by the content."""
+
+    def __init__(self, config: SapDetrConfig):
+        super().__init__()
+        self.position_scale = SapDetrMLP([config.d_model] * 3, rule="xavier")
+        self.self_attn = SapDetrEncoderSelfAttention(config)
+        self.self_attn_layer_norm = nn.LayerNorm(config.d_model)
+        self.dropout = nn.Dropout(config.dropout)
+        self.ffn = SapDetrFeedForward(config, config.encoder_ffn_dim)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        spatial_position_embeddings: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        """(B, L, d) -> (B, L, d)."""
+        positions = spatial_position_embeddings * self.position_scale(hidden_states)
+        attended, _ = self.self_attn(hidden_states, positions, attention_mask, **kwargs)
+        hidden_states = self.self_attn_layer_norm(hidden_states + self.dropout(attended))
+        return self.ffn(hidden_states)
+
+
+# --- Decoder ---------------------------------------------------------------------------------------------------------
+
+
+class SapDetrDecoderSelfAttention(SapDetrAttentionBase):
+    """Self-attention over the queries; points and boxes have projections of their own on both sides."""
+
+    def __init__(self, config: SapDetrConfig):
+        heads = config.decoder_attention_heads
+        super().__init__(config, heads, scaling=(config.d_model // heads) ** -0.5)
+        for side in ("q", "k"):
+            for part in ("content", "point", "box"):
+                setattr(self, f"{side}_{part}_proj", self.projection())
+        self.v_proj = self.projection()
+
+    def forward(
+        self, hidden_states: torch.Tensor, point_position: torch.Tensor, box_position: torch.Tensor, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        query = self.q_content_proj(hidden_states) + self.q_point_proj(point_position) + self.q_box_proj(box_position)
+        key = self.k_content_proj(hidden_states) + self.k_point_proj(point_position) + self.k_box_proj(box_position)
+        value = self.v_proj(hidden_states)  # all (B, N, d)
+        return self.attend(self.split_heads(query), self.split_heads(key), self.split_heads(value), **kwargs)
+
+
+class SapDetrSideDirectedGaussian(nn.Module):
+    """Side-directed Gaussian (paper, section 3.3): each head looks from the point towards one side of the box.
+
+    The exponent separates over x and y, so that (B, H, N, w) and (B, H, N, h) are computed and added, and nothing of
+    shape (queries, tokens, 2) ever exists.
+    """
+
+    def __init__(self, config: SapDetrConfig):
+        super().__init__()
+        self.num_heads = config.decoder_attention_heads
+        self.proj = SapDetrMLP([config.d_model] * 3 + [4 * self.num_heads], rule="xavier")
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        points: torch.Tensor,
+        sides: torch.Tensor,
+        extent: torch.Tensor,
+        valid: torch.Tensor | None,
+        map_size: tuple[int, int],
+    ) -> torch.Tensor:
+        """Additive bias of the cross-attention logits.
+
+        Args:
+            hidden_states: (B, N, d).
+            points, sides: (B, N, 2) and (B, N, 4) in [0, 1] of the extent.
+            extent: (B or 1, 1, 1, 2) width and height in feature-map pixels that points and sides refer to.
+            valid: (B, 1, h, w) bool, `None` for all.
+            map_size: h, w of the feature map.
+
+        Returns:
+            (B, H, N, h * w) in the dtype of `hidden_states`' projections.
+        """
+        projected = self.proj(hidden_states)
+        offset, inverse_width = projected.float().unflatten(-1, (2, self.num_heads, 2)).unbind(2)  # (B, N, H, 2) x, y
+        offset = offset.tanh()
+        left_top, right_bottom = sides[:, :, None].split(2, dim=-1)  # (B, N, 1, 2)
+        centre = points[:, :, None] + offset * torch.where(offset > 0, right_bottom, left_top)  # (B, N, H, 2)
+        centre = (centre * extent).transpose(1, 2)  # (B, H, N, 2) feature-map pixels
+        inverse_width = inverse_width.transpose(1, 2)
+        gaussian_y, gaussian_x = (
+            self.exponent(centre[..., axis], inverse_width[..., axis], size, projected.dtype)
+            for axis, size in ((1, map_size[0]), (0, map_size[1]))
+        )
+        bias = gaussian_y[..., :, None] + gaussian_x[..., None, :]  # (B, H, N, h, w)
+        if valid is not None:
+            bias = bias.masked_fill_(~valid[:, None], torch.finfo(bias.dtype).min)
+        return bias.flatten(3)
+
+    @staticmethod
+    def exponent(centre: torch.Tensor, inverse_width: torch.Tensor, size: int, dtype: torch.dtype) -> torch.Tensor:
+        """-((key - centre) * inverse_width)^2 / 8 along one axis: (B, H, N) -> (B, H, N, size)."""
+        keys = torch.arange(size, device=centre.device, dtype=torch.float32) + 0.5
+        exponent = ((keys - centre[..., None]) * inverse_width[..., None]).square() * -0.125
+        if dtype != torch.float32:
+            # A softmax ignores a constant: with the nearest key at 0, no row can overflow to -inf in half precision.
+            exponent = exponent - exponent.amax(-1, keepdim=True).detach()
+            exponent = exponent.clamp(min=torch.finfo(dtype).min / 4)
+        return exponent.to(dtype)
+
+
+class SapDetrCrossAttention(SapDetrAttentionBase):
+    """Cross-attention with separate content and position halves per head and the side-directed Gaussian.
+
+    The released code gives each head three parts of d / H: `[content; point; box]` against `[content; key; key]`.
+    Both position parts meet the same key, so their sum against one key is the same number;
+    the scale stays 1 / sqrt(3 d / H).
+    """
+
+    def __init__(self, config: SapDetrConfig, is_first: bool):
+        heads = config.decoder_attention_heads
+        super().__init__(config, heads, scaling=(3 * config.d_model // heads) ** -0.5)
+        self.q_content_proj = self.projection()
+        self.k_content_proj = self.projection()
+        self.k_position_proj = self.projection()
+        self.v_proj = self.projection()
+        self.q_point_sine_proj = self.projection()
+        self.q_box_sine_proj = self.projection(in_width=2 * config.d_model)
+        self.q_point_proj = self.projection() if is_first else None
+        self.q_box_proj = self.projection() if is_first else None
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        point_position: torch.Tensor,
+        box_position: torch.Tensor,
+        point_sine: torch.Tensor,
+        box_sine: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        spatial_position_embeddings: torch.Tensor,
+        position_bias: torch.Tensor,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        query = self.q_content_proj(hidden_states)  # (B, N, d)
+        key = self.k_content_proj(encoder_hidden_states)  # (B, L, d)
+        key_position = self.k_position_proj(spatial_position_embeddings)  # (B or 1, L, d)
+        if self.q_point_proj is not None and self.q_box_proj is not None:
+            query = query + self.q_point_proj(point_position) + self.q_box_proj(box_position)
+            key = key + key_position
+        query_position = self.q_point_sine_proj(point_sine) + self.q_box_sine_proj(box_sine)  # (B, N, d)
+        key_position = key_position.expand_as(key)
+        return self.attend(
+            torch.cat([self.split_heads(query), self.split_heads(query_position)], dim=-1),  # (B, H, N, 2 d / H)
+            torch.cat([self.split_heads(key), self.split_heads(key_position)], dim=-1),  # (B, H, L, 2 d / H)
+            self.split_heads(self.v_proj(encoder_hidden_states)),  # (B, H, L, d / H)
+            position_bias=position_bias,
+            **kwargs,
+        )
+
+
+class SapDetrDecoderLayer(GradientCheckpointingLayer):
+    """Post-norm decoder layer: self-attention, Gaussian-biased cross-attention, feed-forward."""
+
+    def __init__(self, config: SapDetrConfig, is_first: bool):
+        super().__init__()
+        self.self_attn = SapDetrDecoderSelfAttention(config)
+        self.self_attn_layer_norm = nn.LayerNorm(config.d_model)
+        self.gaussian = SapDetrSideDirectedGaussian(config)
+        self.cross_attn = SapDetrCrossAttention(config, is_first)
+        self.cross_attn_layer_norm = nn.LayerNorm(config.d_model)
+        self.dropout = nn.Dropout(config.dropout)
+        self.ffn = SapDetrFeedForward(config, config.decoder_ffn_dim)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        points: torch.Tensor,
+        sides: torch.Tensor,
+        query_positions: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
+        encoder_hidden_states: torch.Tensor,
+        spatial_position_embeddings: torch.Tensor,
+        extent: torch.Tensor,
+        valid: torch.Tensor | None,
+        map_size: tuple[int, int],
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        """(B, N, d) -> (B, N, d), for queries at `points` (B, N, 2) with box `sides` (B, N, 4)."""
+        point_position, box_position, point_sine, box_sine = query_positions
+        attended, _ = self.self_attn(hidden_states, point_position, box_position, **kwargs)
+        hidden_states = self.self_attn_layer_norm(hidden_states + self.dropout(attended))
+        attended, _ = self.cross_attn(
+            hidden_states,
+            point_position,
+            box_position,
+            point_sine,
+            box_sine,
+            encoder_hidden_states,
+            spatial_position_embeddings,
+            self.gaussian(hidden_states, points, sides, extent, valid, map_size),
+            **kwargs,
+        )
+        hidden_states = self.cross_attn_layer_norm(hidden_states + self.dropout(attended))
+        return self.ffn(hidden_states)
+
+
+# --- Models ----------------------------------------------------------------------------------------------------------
+
+
+class SapDetrPreTrainedModel(PreTrainedModel):
+    """Weight initialisation of the released code and what transformers needs to know of the models."""
+
+    config: SapDetrConfig
+    base_model_prefix = "model"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    _no_split_modules = ["SapDetrEncoderLayer", "SapDetrDecoderLayer", "SapDetrQueryContent"]
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # the loss has its own normaliser: Trainer must not rescale it
+    _supports_sdpa = True
+    _supports_flex_attn = False  # its CPU kernel of torch 2.14 dies of a segmentation fault; untried on GPUs
+    _supports_attention_backend = True
+    _supports_flash_attn = False  # no additive bias there
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As in transformers, which loads every tensor as trainable: what the configuration freezes is frozen again."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # a tuple with `output_loading_info=True`
+        for module in model.modules():
+            if isinstance(module, SapDetrReferencePoints):
+                module.weight.requires_grad_(False)
+            if isinstance(module, SapDetrModel):
+                freeze_stages(module.backbone, module.config.frozen_backbone_stages)
+        return loaded
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        rule = getattr(module, "sap_init", None)
+        if isinstance(module, nn.Linear | nn.Conv2d | SapDetrReferencePoints):
+            module.reset_parameters()
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight)
+        elif isinstance(module, SapDetrFrozenBatchNorm2d):
+            for name, value in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):
+                init.constant_(getattr(module, name), value)
+        else:
+            super()._init_weights(module)
+        if rule is not None:
+            apply_init_rule(module, rule)
+
+
+class SapDetrEncoder(SapDetrPreTrainedModel):
+    """The transformer encoder."""
+
+    _can_record_outputs = {"hidden_states": SapDetrEncoderLayer, "attentions": SapDetrEncoderSelfAttention}
+
+    def __init__(self, config: SapDetrConfig):
+        super().__init__(config)
+        self.layers = nn.ModuleList(SapDetrEncoderLayer(config) for _ in range(config.encoder_layers))
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        inputs_embeds: torch.Tensor,
+        spatial_position_embeddings: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutput:
+        """Encode the tokens of a feature map.
+
+        Args:
+            inputs_embeds: (B, L, d).
+            spatial_position_embeddings: (B or 1, L, d).
+            attention_mask: (B, L) bool, True = valid; `None` for all.
+        """
+        hidden_states = inputs_embeds
+        additive_mask = None
+        if attention_mask is not None:
+            tokens = hidden_states.shape[1]
+            padding = torch.finfo(hidden_states.dtype).min
+            additive_mask = torch.zeros_like(attention_mask, dtype=hidden_states.dtype)
+            additive_mask = additive_mask.masked_fill(~attention_mask, padding)[:, None, None]
+            additive_mask = additive_mask.expand(-1, 1, tokens, -1)  # (B, 1, L, L), a view
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, spatial_position_embeddings, additive_mask, **kwargs)
+        return BaseModelOutput(last_hidden_state=hidden_states)
+
+
+class SapDetrDecoder(SapDetrPreTrainedModel):
+    """The decoder: queries with a reference point each, whose box sides and point are refined layer by layer."""
+
+    _can_record_outputs = {
+        "hidden_states": SapDetrDecoderLayer,
+        "attentions": SapDetrDecoderSelfAttention,
+        "cross_attentions": SapDetrCrossAttention,
+    }
+
+    def __init__(self, config: SapDetrConfig):
+        super().__init__(config)
+        d_model = config.d_model
+        heads = 1 if config.share_box_heads else config.decoder_layers
+        self.layers = nn.ModuleList(SapDetrDecoderLayer(config, i == 0) for i in range(config.decoder_layers))
+        self.layer_norm = nn.LayerNorm(d_model)
+        self.query_scale = SapDetrMLP([d_model] * 3, rule="xavier")
+        self.point_position_head = SapDetrMLP([d_model] * 3)
+        self.box_position_head = SapDetrMLP([2 * d_model, d_model, d_model])
+        self.side_heads = nn.ModuleList(SapDetrMLP([d_model] * 3 + [4], last_rule="zero") for _ in range(heads))
+        self.point_heads = nn.ModuleList(SapDetrMLP([d_model] * 3 + [2], last_rule="zero") for _ in range(heads))
+        self.post_init()
+
+    def refine_sides(self, layer: int, hidden_states: torch.Tensor, sides: torch.Tensor) -> torch.Tensor:
+        """(B, N, d), (B, N, 4) -> (B, N, 4) float32 in [0, 1], by the side head of a layer."""
+        head = self.side_heads[min(layer, len(self.side_heads) - 1)]
+        return (head(hidden_states).float() + logit(sides)).sigmoid()
+
+    def refine_points(
+        self, layer: int, hidden_states: torch.Tensor, points: torch.Tensor, corners: torch.Tensor
+    ) -> torch.Tensor:
+        """(B, N, d), (B, N, 2) -> (B, N, 2) float32 in [0, 1], inside the query's cell, by the point head of a layer.
+
+        `corners` (N, 2) are the fixed reference points, the cells' upper left corners.
+        """
+        rows, columns = self.config.query_grid
+        head = self.point_heads[min(layer, len(self.point_heads) - 1)]
+        # The released code does not divide the offset by the cell's size before the logit.
+        step = (head(hidden_states).float() + logit(points - corners)).sigmoid()  # (B, N, 2) in cells
+        return corners + torch.stack([step[..., 0] / columns, step[..., 1] / rows], dim=-1)
+
+    def embed_positions(
+        self, layer: int, hidden_states: torch.Tensor, points: torch.Tensor, sides: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Learned point and box positions, (B, N, d) each, and the sine embeddings scaled by the content, d and 2d."""
+        width, temperature = self.config.d_model // 2, self.config.position_temperature
+        point_sine = sine_embedding(points, width, temperature).to(hidden_states.dtype)  # (B, N, d)
+        box_sine = sine_embedding(box_corners(points, sides), width, temperature).to(hidden_states.dtype)  # (B, N, 2d)
+        point_position = self.point_position_head(point_sine)
+        box_position = self.box_position_head(box_sine)
+        if layer > 0:
+            scale = self.query_scale(hidden_states)
+            point_sine = point_sine * scale
+            box_sine = box_sine * torch.cat([scale, scale], dim=-1)
+        return point_position, box_position, point_sine, box_sine
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        inputs_embeds: torch.Tensor,
+        reference_points: torch.Tensor,
+        box_sides: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        spatial_position_embeddings: torch.Tensor,
+        extent: torch.Tensor,
+        valid: torch.Tensor | None,
+        map_size: tuple[int, int],
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> SapDetrDecoderOutput:
+        """Decode the queries.
+
+        Args:
+            inputs_embeds: (B, N, d) initial content.
+            reference_points: (N, 2) x, y.
+            box_sides: (B, N, 4) left, top, right, bottom.
+            encoder_hidden_states: (B, L, d).
+            spatial_position_embeddings: (B or 1, L, d).
+            extent, valid, map_size: see [`SapDetrSideDirectedGaussian`].
+        """
+        hidden_states, sides = inputs_embeds, box_sides
+        points = reference_points.expand(hidden_states.shape[0], -1, -1)
+        normed_states, entered_points, entered_sides = [], [points], [sides]
+        for index, layer in enumerate(self.layers):
+            points, sides = (points, sides) if index == 0 else (points.detach(), sides.detach())
+            positions = self.embed_positions(index, hidden_states, points, sides)
+            hidden_states = layer(
+                hidden_states,
+                points,
+                sides,
+                positions,
+                encoder_hidden_states,
+                spatial_position_embeddings,
+                extent,
+                valid,
+                map_size,
+                **kwargs,
+            )
+            normed_states.append(self.layer_norm(hidden_states))
+            if index + 1 < len(self.layers):
+                # Layer i + 1's heads refine the point that entered layer i: the released code records the old point.
+                entered_points.append(points)
+                points = self.refine_points(index, hidden_states, points, reference_points)
+                sides = self.refine_sides(index, hidden_states, sides)
+                entered_sides.append(sides)
+        return SapDetrDecoderOutput(
+            last_hidden_state=normed_states[-1],
+            intermediate_hidden_states=torch.stack(normed_states),
+            intermediate_reference_points=torch.stack(entered_points),
+            intermediate_box_sides=torch.stack(entered_sides),
+        )
+
+
+class SapDetrModel(SapDetrPreTrainedModel):
+    """Backbone, encoder and decoder, without the class and objectness heads."""
+
+    def __init__(self, config: SapDetrConfig):
+        super().__init__(config)
+        self.backbone = build_backbone(config)
+        self.input_projection = nn.Conv2d(self.backbone.channels[-1], config.d_model, kernel_size=1)
+        self.encoder = SapDetrEncoder(config)
+        self.query_content = SapDetrQueryContent(config) if config.sample_query_content else None
+        self.query_points = SapDetrReferencePoints(config)
+        self.query_sides = nn.Embedding(config.num_queries, 4)
+        self.decoder = SapDetrDecoder(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The projection of image features to tokens."""
+        return self.input_projection
+
+    def set_input_embeddings(self, value: nn.Module):
+        """Replace the projection of image features to tokens."""
+        self.input_projection = value
+
+    def token_region(self, feature_map: torch.Tensor, pixel_mask: torch.Tensor | None) -> TokenRegion:
+        """Valid tokens of (B, d, h, w), and what the points' coordinates refer to."""
+        height, width = feature_map.shape[-2:]
+        size = torch.stack([feature_map.new_full((), n, dtype=torch.float32) for n in (width, height)])
+        if pixel_mask is None:
+            return TokenRegion(mask=None, extent=size.view(1, 1, 1, 2), share=None)
+        padding = (pixel_mask == 0)[:, None].float()
+        mask = nn.functional.interpolate(padding, size=(height, width)) == 0  # (B, 1, h, w), nearest
+        if not self.config.valid_region:
+            return TokenRegion(mask=mask, extent=size.view(1, 1, 1, 2), share=None)
+        valid_size = torch.cat([mask.any(2).sum(-1), mask.any(3).sum(-1)], dim=-1).float()[:, None]  # (B, 1, 2)
+        return TokenRegion(mask=mask, extent=valid_size[:, None], share=valid_size / size)
+
+    def start_content(
+        self, encoded: torch.Tensor, points: torch.Tensor, region: TokenRegion, map_size: tuple[int, int]
+    ) -> torch.Tensor:
+        """Content (B, N, d) of the queries at points (N, 2) that enters the decoder, from the encoder's (B, L, d)."""
+        points = points.expand(encoded.shape[0], -1, -1)
+        if self.query_content is None:
+            return encoded.new_zeros(*points.shape[:2], encoded.shape[-1])
+        encoded_map = encoded.transpose(1, 2).unflatten(2, map_size)  # (B, d, h, w)
+        if region.share is None:
+            return self.query_content(encoded_map, points, None)
+        return self.query_content(encoded_map, points * region.share, region.mask)
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        pixel_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> SapDetrModelOutput:
+        """Encode images and decode the queries.
+
+        Args:
+            pixel_values: (B, 3, height, width), normalised.
+            pixel_mask: (B, height, width), 1 = image, 0 = padding; `None` when there is no padding.
+        """
+        feature_map = self.input_projection(self.backbone(pixel_values).feature_maps[-1])  # (B, d, h, w)
+        map_size = feature_map.shape[-2:]
+        region = self.token_region(feature_map, pixel_mask)
+        positions = spatial_position_embedding(
+            region.mask if region.mask is not None else feature_map.new_ones((1, 1, *map_size), dtype=torch.bool),
+            self.config.d_model,
+            self.config.position_temperature,
+        ).to(feature_map.dtype)  # (B or 1, L, d)
+
+        encoder_outputs = self.encoder(
+            feature_map.flatten(2).transpose(1, 2),
+            spatial_position_embeddings=positions,
+            attention_mask=None if region.mask is None else region.mask.flatten(1),
+            **kwargs,
+        )
+        encoded = encoder_outputs.last_hidden_state  # (B, L, d)
+        points = self.query_points()
+        decoder_outputs = self.decoder(
+            self.start_content(encoded, points, region, map_size),
+            points,
+            self.query_sides.weight.float().sigmoid().expand(encoded.shape[0], -1, -1),
+            encoder_hidden_states=encoded,
+            spatial_position_embeddings=positions,
+            extent=region.extent,
+            valid=region.mask,
+            map_size=map_size,
+            **kwargs,
+        )
+        return SapDetrModelOutput(
+            last_hidden_state=decoder_outputs.last_hidden_state,
+            intermediate_hidden_states=decoder_outputs.intermediate_hidden_states,
+            intermediate_reference_points=decoder_outputs.intermediate_reference_points,
+            intermediate_box_sides=decoder_outputs.intermediate_box_sides,
+            decoder_hidden_states=decoder_outputs.hidden_states,
+            decoder_attentions=decoder_outputs.attentions,
+            cross_attentions=decoder_outputs.cross_attentions,
+            encoder_last_hidden_state=encoded,
+            encoder_hidden_states=encoder_outputs.hidden_states,
+            encoder_attentions=encoder_outputs.attentions,
+        )
+
+
+class SapDetrForObjectDetection(SapDetrPreTrainedModel):
+    """SAP-DETR with class and objectness heads; boxes come from the decoder's side and point heads."""
+
+    def __init__(self, config: SapDetrConfig):
+        super().__init__(config)
+        d_model = config.d_model
+        self.model = SapDetrModel(config)
+        # The first decoder layer has a class head of its own, all others share one (released code).
+        self.class_heads = nn.ModuleList(
+            SapDetrMLP([d_model] * 3 + [config.num_labels], last_rule="prior")
+            for _ in range(min(config.decoder_layers, 2))
+        )
+        self.objectness_head = initialised(nn.Linear(d_model, 1), "prior")
+        self.loss_function = sap_detr_loss
+        self.post_init()
+
+    def predict(self, outputs: SapDetrModelOutput, layers: range) -> dict[str, torch.Tensor]:
+        """Predictions of some decoder layers, stacked: (layers, B, N, ·), named as in the model's output."""
+        decoder = self.model.decoder
+        states = outputs.intermediate_hidden_states
+        sides = torch.stack([decoder.refine_sides(i, states[i], outputs.intermediate_box_sides[i]) for i in layers])
+        corners = self.model.query_points()
+        points = torch.stack(
+            [decoder.refine_points(i, states[i], outputs.intermediate_reference_points[i], corners) for i in layers]
+        )
+        first, later = [i for i in layers if i == 0], [i for i in layers if i > 0]
+        class_groups = ((self.class_heads[0], first), (self.class_heads[-1], later))
+        return {
+            "logits": torch.cat([head(states[group]) for head, group in class_groups if group]),
+            "pred_boxes": boxes_from_sides(points, sides),
+            "pred_points": points,
+            "pred_objectness": self.objectness_head(states[list(layers)]),
+        }
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        pixel_mask: torch.Tensor | None = None,
+        labels: list[dict[str, torch.Tensor]] | None = None,
+        num_boxes: torch.Tensor | float | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> SapDetrObjectDetectionOutput:
+        """Detect objects.
+
+        Args:
+            pixel_values: (batch, 3, height, width), normalised images, padded at the right and bottom.
+            pixel_mask: (batch, height, width), 1 = image, 0 = padding; `None` when there is no padding.
+            labels: one dict per image with `class_labels` (n,) int64 and `boxes` (n, 4) float, center x, center y,
+                width, height in [0, 1] of the valid image; gives `loss`.
+            num_boxes: normaliser of the loss, see `sap_detr_loss`.
+
+        Raises:
+            ValueError: labels that cannot be learned from; the message names the image.
+        """
+        outputs = self.model(pixel_values, pixel_mask, **kwargs)
+        depth = self.config.decoder_layers
+        wants_auxiliary = labels is not None and self.config.auxiliary_loss
+        predictions = self.predict(outputs, range(0 if wants_auxiliary else depth - 1, depth))
+        loss, loss_dict, auxiliary_outputs = None, None, None
+        if labels is not None:
+            loss, loss_dict = self.loss_function(labels=labels, config=self.config, num_boxes=num_boxes, **predictions)
+        if wants_auxiliary:
+            auxiliary_outputs = [{name: value[i] for name, value in predictions.items()} for i in range(depth - 1)]
+        last = {name: value[-1] for name, value in predictions.items()}
+        return SapDetrObjectDetectionOutput(
+            loss=loss, loss_dict=loss_dict, auxiliary_outputs=auxiliary_outputs, **last, **outputs
+        )
+
+
+__all__ = ["SapDetrForObjectDetection", "SapDetrModel", "SapDetrPreTrainedModel"]

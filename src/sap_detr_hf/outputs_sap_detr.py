@@ -1,0 +1,86 @@
+# Copyright 2026 The sap_detr_hf authors. Licensed under the Apache License, Version 2.0.
+"""What the models return."""
+
+from dataclasses import dataclass
+
+import torch
+from transformers.utils import ModelOutput
+
+
+@dataclass
+class SapDetrDecoderOutput(ModelOutput):
+    """Outputs of [`SapDetrDecoder`]; see [`SapDetrModelOutput`] for shapes."""
+
+    last_hidden_state: torch.FloatTensor | None = None
+    intermediate_hidden_states: torch.FloatTensor | None = None
+    intermediate_reference_points: torch.FloatTensor | None = None
+    intermediate_box_sides: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    cross_attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class SapDetrModelOutput(ModelOutput):
+    """Outputs of [`SapDetrModel`].
+
+    Args:
+        last_hidden_state (`torch.FloatTensor` of shape `(batch, queries, d_model)`):
+            Normed output of the last decoder layer.
+        intermediate_hidden_states (`torch.FloatTensor` of shape `(decoder_layers, batch, queries, d_model)`):
+            Normed outputs of all decoder layers.
+        intermediate_reference_points (`torch.FloatTensor` of shape `(decoder_layers, batch, queries, 2)`):
+            The points, x, y in [0, 1], that each layer's point head refines.
+        intermediate_box_sides (`torch.FloatTensor` of shape `(decoder_layers, batch, queries, 4)`):
+            The sides, left, top, right, bottom in [0, 1], that entered each layer.
+        encoder_last_hidden_state (`torch.FloatTensor` of shape `(batch, h * w, d_model)`): The encoder's output.
+        decoder_hidden_states, decoder_attentions, cross_attentions, encoder_hidden_states, encoder_attentions:
+            As everywhere in transformers, on request.
+    """
+
+    last_hidden_state: torch.FloatTensor | None = None
+    intermediate_hidden_states: torch.FloatTensor | None = None
+    intermediate_reference_points: torch.FloatTensor | None = None
+    intermediate_box_sides: torch.FloatTensor | None = None
+    decoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    decoder_attentions: tuple[torch.FloatTensor, ...] | None = None
+    cross_attentions: tuple[torch.FloatTensor, ...] | None = None
+    encoder_last_hidden_state: torch.FloatTensor | None = None
+    encoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    encoder_attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class SapDetrObjectDetectionOutput(ModelOutput):
+    """Outputs of [`SapDetrForObjectDetection`].
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`, with `labels`): Weighted sum over the losses of all layers.
+        loss_dict (`dict[str, torch.Tensor]`, with `labels`): The unweighted, detached parts, see `sap_detr_loss`.
+        logits (`torch.FloatTensor` of shape `(batch, queries, num_labels)`): Class logits, for a sigmoid.
+        pred_boxes (`torch.FloatTensor` of shape `(batch, queries, 4)`):
+            Boxes as center x, center y, width, height in [0, 1] of the valid image.
+        pred_points (`torch.FloatTensor` of shape `(batch, queries, 2)`): Salient points, x, y in [0, 1].
+        pred_objectness (`torch.FloatTensor` of shape `(batch, queries, 1)`): Objectness logits; used in training only.
+        auxiliary_outputs (`list[dict[str, torch.Tensor]]`, with `labels` and `config.auxiliary_loss`):
+            `logits`, `pred_boxes`, `pred_points`, `pred_objectness` of all decoder layers but the last.
+        the rest: see [`SapDetrModelOutput`].
+    """
+
+    loss: torch.FloatTensor | None = None
+    loss_dict: dict[str, torch.Tensor] | None = None
+    logits: torch.FloatTensor | None = None
+    pred_boxes: torch.FloatTensor | None = None
+    pred_points: torch.FloatTensor | None = None
+    pred_objectness: torch.FloatTensor | None = None
+    auxiliary_outputs: list[dict[str, torch.Tensor]] | None = None
+    last_hidden_state: torch.FloatTensor | None = None
+    intermediate_hidden_states: torch.FloatTensor | None = None
+    intermediate_reference_points: torch.FloatTensor | None = None
+    intermediate_box_sides: torch.FloatTensor | None = None
+    decoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    decoder_attentions: tuple[torch.FloatTensor, ...] | None = None
+    cross_attentions: tuple[torch.FloatTensor, ...] | None = None
+    encoder_last_hidden_state: torch.FloatTensor | None = None
+    encoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    encoder_attentions: tuple[torch.FloatTensor, ...] | None = None
