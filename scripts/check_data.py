@@ -1,0 +1,65 @@
+"""Check a detection data set: images, boxes, categories. Exit code 0 where nothing is found, 1 otherwise."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from transformers import AutoConfig
+
+import sap_detr_hf  # noqa: F401  (registers the model's configuration)
+from sap_detr_hf.data_checks import cheap_checks, full_checks
+from sap_detr_hf.detection_data import check_categories, load_detection_data
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Read the command line, check, print a table and return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", help="COCO folder or JSON file, saved data set, parquet folder, or Hub id")
+    parser.add_argument("--split", nargs="+", default=["train", "val"], help="default: train val")
+    parser.add_argument("--images", help="image folder, where it is not found by itself")
+    parser.add_argument("--box_format", choices=["xywh", "xyxy"], default="xywh", help="of a Hub data set's boxes")
+    parser.add_argument("--categories", choices=["contiguous", "coco91"], default="contiguous")
+    model = parser.add_mutually_exclusive_group()
+    model.add_argument("--model", help="model folder or Hub id: also compare categories and number of queries")
+    model.add_argument("--queries", type=int, help="report images with more boxes than this")
+    parser.add_argument("--fast", action="store_true", help="do not open the images")
+    parser.add_argument("--json", type=Path, help="write the whole report to this file")
+    arguments = parser.parse_args(argv)
+    try:
+        reports, mismatches = _check(arguments)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for report in reports.values():
+        print(report.table())
+    for mismatch in mismatches:
+        print(f"  error: {mismatch}")
+    ok = not mismatches and all(report.ok for report in reports.values())
+    if arguments.json:
+        content = {"ok": ok, "model_mismatches": mismatches}
+        content["splits"] = {split: report.to_dict() for split, report in reports.items()}
+        arguments.json.write_text(json.dumps(content, indent=2))
+    return 0 if ok else 1
+
+
+def _check(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
+    config = AutoConfig.from_pretrained(arguments.model) if arguments.model else None
+    queries = config.num_queries if config is not None else arguments.queries
+    # A single JSON file is one split, whatever it is called.
+    splits = [Path(arguments.data).stem] if arguments.data.endswith(".json") else arguments.split
+    options = {name: getattr(arguments, name) for name in ("images", "box_format", "categories")}
+    reports, mismatches = {}, []
+    for split in splits:
+        data = load_detection_data(arguments.data, split, **options)
+        reports[split] = (cheap_checks if arguments.fast else full_checks)(data, queries)
+        try:
+            if config is not None:
+                check_categories(data, config)
+        except ValueError as error:
+            mismatches.append(str(error))
+    return reports, mismatches
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,28 @@
+"""Generate the demo data set: handwritten digits over photographs, in COCO format."""
+
+import argparse
+
+from sap_detr_hf.digits import make_digits
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Read the command line, write the data set and say where it is."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("output_dir", help="folder that gets images/{train,val} and annotations/")
+    parser.add_argument("--train", type=int, default=1600, help="training pictures (default %(default)s)")
+    parser.add_argument("--val", type=int, default=150, help="validation pictures (default %(default)s)")
+    parser.add_argument("--size", type=int, nargs=2, default=(224, 224), metavar=("W", "H"), help="default 224 224")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args(argv)
+    try:
+        files = make_digits(
+            arguments.output_dir, arguments.train, arguments.val, tuple(arguments.size), seed=arguments.seed
+        )
+    except ValueError as error:
+        parser.error(str(error))
+    for split, path in files.items():
+        print(f"{split}: {path}")
+
+
+if __name__ == "__main__":
+    main()
