@@ -1,0 +1,393 @@
+"""Official COCO box AP: pycocotools fed from compact arrays, one category at a time.
+
+Boxes are x, y, width, height in pixels of the original image, ids are the data set's own, everywhere in this file.
+"""
+
+import contextlib
+import io
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval, Params
+
+# The 12 numbers in the order of COCOeval.stats.
+METRIC_NAMES = (
+    "AP",
+    "AP50",
+    "AP75",
+    "AP_small",
+    "AP_medium",
+    "AP_large",
+    "AR1",
+    "AR10",
+    "AR100",
+    "AR_small",
+    "AR_medium",
+    "AR_large",
+)
+# `evaluate.load(COCO_METRIC_PATH)` gives the same metric as an `evaluate.Metric`.
+COCO_METRIC_PATH = str(Path(__file__).parent / "metrics" / "coco_detection")
+# Places of "area = all" and "100 detections" in the arrays of COCOeval.accumulate: (IoU, recall, class, area, maxDets).
+AREA_ALL, DETECTIONS_100 = 0, 2
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """Annotated boxes of a data set, crowd regions included (COCO matches detections to them without counting them).
+
+    Attributes:
+        image_ids: (I,) int64, sorted; images without boxes are part of it.
+        category_names: category id -> name, for every category of the data set.
+        box_images, box_categories: (n,) int64, image and category id of each box.
+        boxes: (n, 4) float64, x, y, width, height in pixels.
+        areas: (n,) float64, the annotated (mask) area in pixels, by which COCO sorts into small, medium and large.
+        crowd: (n,) bool.
+    """
+
+    image_ids: np.ndarray
+    category_names: dict[int, str]
+    box_images: np.ndarray
+    box_categories: np.ndarray
+    boxes: np.ndarray
+    areas: np.ndarray
+    crowd: np.ndarray
+
+    @classmethod
+    def from_json(cls, path: str | os.PathLike) -> "GroundTruth":
+        """Reads a COCO annotation file; one without `annotations` (test images) gives a truth without boxes.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: it is no COCO annotation file, or an annotation's category is not listed.
+        """
+        path = Path(path)
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is not a JSON file: {error}") from error
+        if not isinstance(content, dict) or "images" not in content or "categories" not in content:
+            raise ValueError(f"{path} is no COCO annotation file: it needs the keys 'images' and 'categories'")
+        try:
+            image_ids = [image["id"] for image in content["images"]]
+            names = {category["id"]: category["name"] for category in content["categories"]}
+            return cls.from_annotations(image_ids, names, content.get("annotations", []))
+        except KeyError as error:
+            raise ValueError(f"{path}: an image, category or annotation has no {error}") from error
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    @classmethod
+    def from_rows(cls, rows: Iterable[Mapping[str, Any]], names: Mapping[int, str] | None = None) -> "GroundTruth":
+        """Reads rows with `image_id` and `objects` {bbox, category, area, iscrowd}, the usual columns of Hub data sets.
+
+        Args:
+            rows: a `datasets.Dataset` (only these two columns are read) or any iterable of such rows.
+            names: category id -> name; the categories that occur, named by their id, if not given.
+
+        Raises:
+            ValueError: a box has a category that is not in `names`.
+        """
+        if hasattr(rows, "select_columns"):
+            rows = rows.select_columns(["image_id", "objects"])  # leaves the pictures undecoded
+        image_ids: list[int] = []
+        annotations: list[dict[str, Any]] = []
+        for row in rows:
+            image_ids.append(row["image_id"])
+            annotations.extend(_annotations_of_row(row["image_id"], row["objects"]))
+        if names is None:
+            names = {category: str(category) for category in sorted({a["category_id"] for a in annotations})}
+        return cls.from_annotations(image_ids, names, annotations)
+
+    @classmethod
+    def from_annotations(
+        cls, image_ids: Iterable[int], names: Mapping[int, str], annotations: Iterable[Mapping[str, Any]]
+    ) -> "GroundTruth":
+        """Takes COCO annotation dicts (`image_id`, `category_id`, `bbox`, optional `area` and `iscrowd`).
+
+        Raises:
+            ValueError: an id is no integer, an image id is there twice, or a category is not in `names`.
+        """
+        images = _integer_ids([*image_ids], "image")
+        listed = set(images.tolist())
+        annotations = [a for a in annotations if a["image_id"] in listed]  # pycocotools ignores the others, too
+        if len(np.unique(images)) < len(images):
+            repeated, counts = np.unique(images, return_counts=True)
+            raise ValueError(
+                f"image id {repeated[counts > 1][0]} is listed more than once; every image needs its own id"
+            )
+        categories = _integer_ids([a["category_id"] for a in annotations], "category")
+        unknown = np.setdiff1d(categories, _integer_ids([*names], "category"))
+        if len(unknown):
+            raise ValueError(
+                f"annotations use category id {unknown[0]}, which is not among the categories {list(names)}"
+            )
+        return cls(
+            image_ids=np.sort(images),
+            category_names={int(category): str(name) for category, name in names.items()},
+            box_images=_integer_ids([a["image_id"] for a in annotations], "image"),
+            box_categories=categories,
+            boxes=np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4),
+            areas=np.array([_area(a) for a in annotations], dtype=np.float64),
+            crowd=np.array([bool(a.get("iscrowd", 0)) for a in annotations], dtype=bool),
+        )
+
+    def select(self, image_ids: Iterable[int]) -> "GroundTruth":
+        """The truth of some of the images.
+
+        Raises:
+            ValueError: an image is not part of this truth.
+        """
+        wanted = np.unique(np.array([*image_ids], dtype=np.int64))
+        unknown = np.setdiff1d(wanted, self.image_ids)
+        if len(unknown):
+            raise ValueError(f"image id {unknown[0]} is not in the annotations (nor are {len(unknown) - 1} others)")
+        return replace(self, image_ids=wanted, **self._boxes_where(np.isin(self.box_images, wanted)))
+
+    def of_image(self, image_id: int) -> "GroundTruth":
+        """The truth of one image."""
+        return self.select([image_id])
+
+    def of_category(self, category_id: int) -> "GroundTruth":
+        """The boxes of one category, with all images."""
+        return replace(self, **self._boxes_where(self.box_categories == category_id))
+
+    def _boxes_where(self, keep: np.ndarray) -> dict[str, Any]:
+        return {name: getattr(self, name)[keep] for name in ("box_images", "box_categories", "boxes", "areas", "crowd")}
+
+
+@dataclass(frozen=True)
+class CocoResult:
+    """What `CocoMetric.compute` found. Numbers are in 0..1; NaN where COCO has nothing to count (pycocotools: -1).
+
+    Attributes:
+        metrics: the 12 official numbers, keys `METRIC_NAMES`.
+        per_class: one dict a category: category_id, name, boxes (without crowd) and the 12 numbers of this category.
+        precision: (10, 101, classes) interpolated precision at IoU 0.50, 0.55, ... 0.95 and recall 0, 0.01, ... 1, all
+            areas, 100 detections an image; -1 for a class without boxes.
+    """
+
+    metrics: dict[str, float]
+    per_class: list[dict[str, Any]]
+    precision: np.ndarray
+
+
+class CategoryCurves(NamedTuple):
+    """What COCOeval accumulates of one category; -1 where it has nothing to count."""
+
+    precision: np.ndarray  # (IoU 10, recall 101, area 4, maxDets 3)
+    recall: np.ndarray  # (IoU 10, area 4, maxDets 3)
+
+    @classmethod
+    def undefined(cls) -> "CategoryCurves":
+        """Of a category without boxes."""
+        sizes = Params(iouType="bbox")
+        shape = (len(sizes.areaRng), len(sizes.maxDets))
+        iou, recall = len(sizes.iouThrs), len(sizes.recThrs)
+        return cls(-np.ones((iou, recall, *shape)), -np.ones((iou, *shape)))
+
+
+class CocoMetric:
+    """Collects detections image by image and computes COCO AP.
+
+    It keeps three small arrays an image (8 kB for 300 detections in float32), whatever the size of picture or batch.
+    `compute` hands pycocotools one category at a time, so that its many small Python objects exist for one category
+    only. The numbers are those of pycocotools on the whole file, to the last digit. The one deliberate difference:
+    pycocotools never counts a match with an annotation of id 0 (it takes the id as "matched?"); here annotation ids
+    play no part.
+
+    Args:
+        truth: the annotated boxes; images that never get detections count as images without detections.
+    """
+
+    def __init__(self, truth: GroundTruth):
+        self.truth = truth
+        self._known_images = {int(image_id) for image_id in truth.image_ids}
+        self._detections: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+
+    def __len__(self) -> int:
+        return len(self._detections)
+
+    def add(self, image_id: int, boxes: Any, scores: Any, category_ids: Any) -> None:
+        """Adds the detections of one image; none is fine.
+
+        COCO counts the best 100 of each category of an image. Detections of categories that the truth does not have are
+        ignored. Values are kept as they come (float32 stays float32).
+
+        Args:
+            boxes: (n, 4) x, y, width, height in pixels of the original image.
+            scores: (n,).
+            category_ids: (n,) the data set's own ids.
+
+        Raises:
+            ValueError: the image is unknown or was added before, the lengths differ, or a number is not finite.
+        """
+        image_id = int(image_id)
+        if image_id not in self._known_images:
+            raise ValueError(f"image id {image_id} is not in the annotations")
+        if image_id in self._detections:
+            raise ValueError(f"detections of image id {image_id} were added twice")
+        boxes = _floats(boxes).reshape(-1, 4)
+        scores = _floats(scores)
+        categories = np.asarray(category_ids, dtype=np.int64)
+        if not len(boxes) == len(scores) == len(categories):
+            raise ValueError(
+                f"image id {image_id}: {len(boxes)} boxes, {len(scores)} scores and {len(categories)} category ids; "
+                "each detection needs one of each"
+            )
+        if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
+            raise ValueError(f"image id {image_id}: a detection has a box or score that is NaN or infinite")
+        self._detections[image_id] = (boxes, scores, categories)
+
+    def detections(self, image_id: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Boxes (n, 4) x, y, width, height, scores (n,) and category ids (n,) of an image; empty if none were added."""
+        return self._detections.get(int(image_id), (np.zeros((0, 4)), np.zeros(0), np.zeros(0, dtype=np.int64)))
+
+    def missing_images(self) -> list[int]:
+        """Ids of the truth's images for which `add` was not called."""
+        return sorted(self._known_images - self._detections.keys())
+
+    def results(self) -> Iterator[dict[str, Any]]:
+        """The detections in COCO result format, by ascending image id."""
+        for image_id in sorted(self._detections):
+            for box, score, category in zip(*(a.tolist() for a in self._detections[image_id]), strict=True):
+                yield {"image_id": image_id, "category_id": category, "bbox": box, "score": score}
+
+    def write_predictions(self, path: str | os.PathLike) -> None:
+        """Writes the COCO result file (unrounded: reading it back gives the same AP), aside first, then renamed."""
+        path = Path(path)
+        aside = path.with_name(f"{path.name}.partial")
+        with open(aside, "w", encoding="utf-8") as file:
+            file.write("[")
+            for i, detection in enumerate(self.results()):
+                file.write(f"{',' if i else ''}\n{json.dumps(detection)}")
+            file.write("\n]\n")
+        aside.replace(path)
+
+    def compute(self) -> CocoResult:
+        """COCO AP and AR of what was added, by the official code."""
+        return self.summarize(self.evaluate_categories(self.truth.category_names))
+
+    def evaluate_categories(self, category_ids: Iterable[int]) -> dict[int, CategoryCurves]:
+        """The slow part of `compute`, for some categories: processes that hold all detections can share the work."""
+        images, boxes, scores, categories = self._all_detections()
+        curves = {}
+        for category_id in category_ids:
+            rows = categories == category_id
+            truth = self.truth.of_category(category_id)
+            curves[category_id] = _evaluate_category(category_id, truth, images[rows], boxes[rows], scores[rows])
+        return curves
+
+    def summarize(self, curves: Mapping[int, CategoryCurves]) -> CocoResult:
+        """The official numbers from the curves of all categories."""
+        category_ids = sorted(self.truth.category_names)
+        empty = [CategoryCurves.undefined()] if not category_ids else []
+        ordered = empty + [curves[category_id] for category_id in category_ids]
+        precision = np.stack([curve.precision for curve in ordered], axis=2)  # (IoU, recall, class, area, maxDets)
+        recall = np.stack([curve.recall for curve in ordered], axis=1)  # (IoU, class, area, maxDets)
+        per_class = [
+            {
+                "category_id": category_id,
+                "name": self.truth.category_names[category_id],
+                "boxes": int(np.sum((self.truth.box_categories == category_id) & ~self.truth.crowd)),
+                **_official_numbers(precision[:, :, k : k + 1], recall[:, k : k + 1]),
+            }
+            for k, category_id in enumerate(category_ids)
+        ]
+        return CocoResult(
+            metrics=_official_numbers(precision, recall),
+            per_class=per_class,
+            precision=precision[:, :, :, AREA_ALL, DETECTIONS_100],
+        )
+
+    def _all_detections(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Image ids (n,), boxes (n, 4), scores (n,) and category ids (n,), in the order of `results`."""
+        if not self._detections:
+            return np.zeros(0, dtype=np.int64), np.zeros((0, 4)), np.zeros(0), np.zeros(0, dtype=np.int64)
+        ordered = sorted(self._detections.items())
+        images = np.concatenate([np.full(len(scores), image_id) for image_id, (_, scores, _) in ordered])
+        boxes, scores, categories = (
+            np.concatenate([detections[part] for _, detections in ordered]) for part in range(3)
+        )
+        return images, boxes, scores, categories
+
+
+def _evaluate_category(
+    category_id: int, truth: GroundTruth, images: np.ndarray, boxes: np.ndarray, scores: np.ndarray
+) -> CategoryCurves:
+    """COCOeval on the true boxes and the detections of one category."""
+    if not len(truth.boxes):  # its detections count nowhere
+        return CategoryCurves.undefined()
+    # Ids must start at 1: pycocotools stores the id of the matched box as "matched".
+    true_arrays = (truth.box_images, truth.boxes, truth.areas, truth.crowd)
+    true_boxes = [
+        {"id": i, "image_id": image, "category_id": category_id, "bbox": box, "area": area, "iscrowd": int(crowd)}
+        for i, (image, box, area, crowd) in enumerate(zip(*(a.tolist() for a in true_arrays), strict=True), start=1)
+    ]
+    found_arrays = (images, boxes, scores)
+    found = [
+        {"id": i, "image_id": image, "category_id": category_id, "bbox": box, "area": box[2] * box[3], "score": score}
+        for i, (image, box, score) in enumerate(zip(*(a.tolist() for a in found_arrays), strict=True), start=1)
+    ]
+    # Images without this category change nothing.
+    image_ids = np.union1d(truth.box_images, images).tolist()
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth_index, found_index = (_coco_index(image_ids, category_id, a) for a in (true_boxes, found))
+        evaluator = COCOeval(truth_index, found_index, "bbox")
+        evaluator.evaluate()
+        evaluator.accumulate()
+    return CategoryCurves(evaluator.eval["precision"][:, :, 0], evaluator.eval["recall"][:, 0])
+
+
+def _coco_index(image_ids: list[int], category_id: int, annotations: list[dict[str, Any]]) -> COCO:
+    index = COCO()
+    index.dataset = {
+        "images": [{"id": image_id} for image_id in image_ids],
+        "categories": [{"id": category_id}],
+        "annotations": annotations,
+    }
+    index.createIndex()
+    return index
+
+
+def _official_numbers(precision: np.ndarray, recall: np.ndarray) -> dict[str, float]:
+    """The 12 numbers by COCOeval.summarize, NaN for its -1."""
+    evaluator = COCOeval(iouType="bbox")
+    evaluator.eval = {"precision": precision, "recall": recall}
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluator.summarize()
+    numbers = (float(number) for number in evaluator.stats)
+    return {name: number if number > -1 else float("nan") for name, number in zip(METRIC_NAMES, numbers, strict=True)}
+
+
+def _annotations_of_row(image_id: int, objects: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row's `objects` (a dict of lists; `area` and `iscrowd` may be missing) as COCO annotation dicts."""
+    boxes, categories = objects["bbox"], objects["category"]
+    areas = objects.get("area") or [box[2] * box[3] for box in boxes]
+    crowd = objects.get("iscrowd") or [0] * len(boxes)
+    return [
+        {"image_id": image_id, "category_id": c, "bbox": b, "area": a, "iscrowd": i}
+        for b, c, a, i in zip(boxes, categories, areas, crowd, strict=True)
+    ]
+
+
+def _area(annotation: Mapping[str, Any]) -> float:
+    area = annotation.get("area")
+    return annotation["bbox"][2] * annotation["bbox"][3] if area is None else area
+
+
+def _integer_ids(ids: list[Any], kind: str) -> np.ndarray:
+    for value in ids:
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+            raise ValueError(f"{kind} id {value!r} is no integer; COCO evaluation needs integer ids")
+    return np.array(ids, dtype=np.int64)
+
+
+def _floats(values: Any) -> np.ndarray:
+    array = np.asarray(values)
+    return array if array.dtype in (np.float32, np.float64) else array.astype(np.float64)

@@ -1,0 +1,374 @@
+"""An evaluation from model and data to its report: results.json, predictions.json, tables, plot, the worst images."""
+
+import json
+import math
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from matplotlib.figure import Figure
+from PIL import Image
+from pycocotools import mask as mask_api
+from transformers import AutoImageProcessor, AutoModelForObjectDetection
+
+from .coco_metric import METRIC_NAMES, CocoMetric
+from .detection_data import DetectionData, check_categories, load_detection_data, open_row_image
+from .drawing import contact_sheet, draw_detections
+from .evaluation import Evaluation, evaluate_detections, ground_truth
+from .process_agreement import on_main_process, together
+
+PACKAGES = ("sap-detr-hf", "torch", "torchvision", "transformers", "accelerate", "datasets", "pycocotools", "numpy")
+TABLE_COLUMNS = ("boxes", "AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR100")
+RECALLS = np.linspace(0, 1, 101)
+AUTOCAST_DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# The worst images are those with the most mistakes among detections of at least this score, at this IoU.
+SHOWN_SCORE, SHOWN_IOU = 0.5, 0.5
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """Everything an evaluation depends on; the text beside a field is its reason.
+
+    Raises:
+        ValueError: a number is out of range, or a choice is none of those offered.
+    """
+
+    model: Annotated[str, "model directory or Hub id"]
+    data: Annotated[str, "COCO directory, COCO .json file, saved data set folder or Hub id"]
+    split: Annotated[str, "split of the data"] = "val"
+    annotations: Annotated[str | None, "COCO JSON, where DATA has another layout"] = None
+    images: Annotated[str | None, "image folder, where DATA has another layout"] = None
+    box_format: Annotated[str, "xywh or xyxy: box format of Hub data sets, which differ; COCO files are xywh"] = "xywh"
+    cache_dir: Annotated[str | None, "where the Arrow index of the data is kept"] = None
+    output: Annotated[str, "folder that gets the report"] = "evaluation"
+    batch_size: Annotated[int, "images a batch and process; does not change the numbers, up to rounding"] = 1
+    pad_batches: Annotated[
+        bool, "padded batches as in the released evaluation: images of a batch affect each other"
+    ] = False
+    workers: Annotated[int, "loader processes of each process"] = 2
+    device: Annotated[str, "auto, cpu or cuda"] = "auto"
+    dtype: Annotated[str, "float32, or autocast to bfloat16 or float16"] = "float32"
+    shortest_edge: Annotated[int | None, "image size; empty: as saved with the model"] = None
+    longest_edge: Annotated[int | None, "limit of the longer side; empty: as saved with the model"] = None
+    max_images: Annotated[int | None, "evaluate the first N images only: a trial"] = None
+    worst: Annotated[int, "draw the N images with the most mistakes"] = 0
+
+    def __post_init__(self):
+        smallest = {"batch_size": 1, "workers": 0, "shortest_edge": 1, "longest_edge": 1, "max_images": 1, "worst": 0}
+        for name, limit in smallest.items():
+            value = getattr(self, name)
+            if value is not None and value < limit:
+                raise ValueError(f"{name} is {value}, but must be at least {limit}")
+        for name, choices in {"device": ("auto", "cpu", "cuda"), "dtype": tuple(AUTOCAST_DTYPES)}.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, but must be one of {', '.join(choices)}")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("device is cuda, but PyTorch finds no CUDA device here")
+
+
+def evaluate_model(settings: EvaluationSettings, command: str | None = None) -> dict[str, Any]:
+    """Evaluates a saved model and writes the report into `settings.output`; several processes all call this.
+
+    The folder gets results.json (numbers, settings, versions, hardware, time), predictions.json (COCO result format),
+    per_class.md, precision_recall.png, and worst/ where asked for.
+
+    Args:
+        settings: see there.
+        command: the command line, for results.json.
+
+    Returns:
+        The content of results.json, on every process.
+
+    Raises:
+        OSError, ValueError: a model, data set, image or folder that cannot be used; on all processes together.
+    """
+    accelerator = Accelerator(cpu=settings.device == "cpu")
+    output = Path(settings.output)
+    on_main_process(accelerator, lambda: output.mkdir(parents=True, exist_ok=True))
+    model, image_processor, data = together(accelerator, lambda: _prepare(settings))
+    on_main_process(accelerator, lambda: check_images_exist(data.dataset))
+    truth = together(accelerator, lambda: ground_truth(data))
+    evaluation = evaluate_detections(
+        model.to(accelerator.device),
+        data.dataset,
+        image_processor,
+        truth,
+        accelerator,
+        batch_size=settings.batch_size,
+        pad_batches=settings.pad_batches,
+        num_workers=settings.workers,
+        autocast_dtype=AUTOCAST_DTYPES[settings.dtype],
+    )
+    results = {
+        "metrics": evaluation.metrics,
+        "per_class": evaluation.per_class,
+        "images": evaluation.images,
+        "seconds": round(evaluation.seconds, 3),
+        "images_per_second": round(evaluation.images_per_second, 3),
+        "command": command,
+        "settings": asdict(settings),
+        "annotation_file": str(data.annotation_file) if data.annotation_file else None,
+        "batch_size": settings.batch_size,
+        "processes": accelerator.num_processes,
+        "image_size": dict(image_processor.size),
+        "hardware": hardware_name(accelerator.device),
+        "versions": software_versions(),
+    }
+    on_main_process(accelerator, lambda: _write_report(output, results, evaluation, data, settings.worst))
+    return results
+
+
+def load_model(name: str) -> tuple[torch.nn.Module, Any]:
+    """A saved model, in float32, and its image processor.
+
+    Raises:
+        OSError: there is no such model.
+        ValueError: it is no complete object detection model; some weights are missing.
+    """
+    path = Path(name)
+    if path.is_file():
+        raise ValueError(
+            f"{name} is a file, not a model directory; scripts/convert_checkpoint.py makes one of a checkpoint"
+        )
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise ValueError(f"{name} is no model directory: it has no config.json")
+    try:
+        model, loading = AutoModelForObjectDetection.from_pretrained(
+            name, dtype=torch.float32, output_loading_info=True
+        )
+        image_processor = AutoImageProcessor.from_pretrained(name)
+    except OSError as error:
+        raise OSError(f"{name} cannot be loaded as a model: {str(error).strip().splitlines()[0]}") from error
+    absent = [*loading["missing_keys"], *loading["mismatched_keys"]]
+    if absent:
+        raise ValueError(f"{name} lacks {len(absent)} weights of its model, for instance {sorted(map(str, absent))[0]}")
+    return model, image_processor
+
+
+def check_images_exist(dataset: Any) -> None:
+    """Makes sure before the first prediction that all image files are there.
+
+    Raises:
+        FileNotFoundError: names the first that is missing.
+    """
+    if "image_path" not in dataset.column_names:
+        return  # the images are stored in the data set
+    paths = zip(dataset["image_path"], dataset["image_id"], strict=True)
+    missing = [(path, image_id) for path, image_id in paths if not os.path.exists(path)]
+    if missing:
+        path, image_id = missing[0]
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(dataset)} images are missing, for instance {path} (image id {image_id})"
+        )
+
+
+def _prepare(settings: EvaluationSettings) -> tuple[torch.nn.Module, Any, DetectionData]:
+    model, image_processor = load_model(settings.model)
+    wanted = {"shortest_edge": settings.shortest_edge, "longest_edge": settings.longest_edge}
+    size = {**dict(image_processor.size), **{key: value for key, value in wanted.items() if value is not None}}
+    image_processor = type(image_processor).from_dict({**image_processor.to_dict(), "size": size})
+    data = load_detection_data(
+        settings.data,
+        settings.split,
+        annotations=settings.annotations,
+        images=settings.images,
+        box_format=settings.box_format,
+        cache_dir=settings.cache_dir,
+    )
+    check_categories(data, model.config)
+    if settings.max_images is not None:
+        data.dataset = data.dataset.select(range(min(settings.max_images, len(data.dataset))))
+    return model, image_processor, data
+
+
+def _write_report(
+    output: Path, results: dict[str, Any], evaluation: Evaluation, data: DetectionData, worst: int
+) -> None:
+    assert evaluation.predictions is not None  # on the main process
+    evaluation.predictions.write_predictions(output / "predictions.json")
+    (output / "per_class.md").write_text(class_table(evaluation.per_class) + "\n", encoding="utf-8")
+    plot_precision_recall(output / "precision_recall.png", evaluation.precision)
+    if worst:
+        results["worst_images"] = draw_worst_images(output / "worst", data.dataset, evaluation.predictions, worst)
+    # Last, so that a report with results.json is complete.
+    write_results(output / "results.json", results)
+
+
+class Mistakes(NamedTuple):
+    """Mistakes in one image: true boxes without a detection, and detections without a true box."""
+
+    missed: int
+    false: int
+
+
+def write_results(path: str | os.PathLike, results: Mapping[str, Any]) -> None:
+    """Writes results.json (aside, then renamed); NaN becomes null, which JSON has."""
+    path = Path(path)
+    aside = path.with_name(f"{path.name}.partial")
+    aside.write_text(json.dumps(_without_nan(results), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    aside.replace(path)
+
+
+def software_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that numbers depend on, of those installed."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def hardware_name(device: torch.device) -> str:
+    """Name of the device, such as "NVIDIA H100" or the processor's model with its number of cores."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{_processor_name()}, {os.cpu_count()} cores"
+
+
+def metrics_table(metrics: Mapping[str, float]) -> str:
+    """The 12 numbers, in per cent, as two Markdown tables: AP and AR."""
+    rows = [METRIC_NAMES[:6], METRIC_NAMES[6:]]
+    return "\n\n".join(_markdown(names, [[_per_cent(metrics[name]) for name in names]]) for names in rows)
+
+
+def class_table(per_class: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown table of the classes, numbers in per cent; "-" where COCO has nothing to count."""
+    rows = [
+        [str(row["category_id"]), row["name"].replace("|", "\\|"), str(row["boxes"])]
+        + [_per_cent(row[name]) for name in TABLE_COLUMNS[1:]]
+        for row in per_class
+    ]
+    return _markdown(["id", "class", *TABLE_COLUMNS], rows)
+
+
+def plot_precision_recall(path: str | os.PathLike, precision: np.ndarray) -> None:
+    """Precision over recall, the mean of all classes that have boxes, as a PNG.
+
+    Args:
+        path: the PNG to write.
+        precision: (10, 101, classes) as in `CocoResult`.
+    """
+    figure = Figure(figsize=(6, 5), layout="constrained")
+    axes = figure.add_subplot(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
+    counted = precision[:, :, (precision > -1).all(axis=(0, 1))]  # (10, 101, classes with boxes)
+    if counted.size:
+        mean = counted.mean(axis=2)  # (10, 101)
+        curves = {"IoU 0.50": mean[0], "IoU 0.75": mean[5], "IoU 0.50:0.95": mean.mean(axis=0)}
+        for name, curve in curves.items():
+            axes.plot(RECALLS, curve, label=f"{name}: {100 * curve.mean():.1f}")
+        axes.legend(title="average precision")
+    axes.set_title(f"{counted.shape[2]} classes, all areas, 100 detections an image")
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120, format="png")
+
+
+def count_mistakes(predictions: CocoMetric, image_id: int) -> Mistakes:
+    """Mistakes in one image: detections matched class by class, the best score first; crowd regions excuse."""
+    true = predictions.truth.of_image(image_id)
+    boxes, scores, categories = predictions.detections(image_id)
+    missed = false = 0
+    for category_id in true.category_names:
+        true_here = true.of_category(category_id)
+        here = (categories == category_id) & (scores >= SHOWN_SCORE)
+        ordered = boxes[here][np.argsort(-scores[here], kind="stable")]
+        matched, unmatched = _match(ordered, true_here.boxes, true_here.crowd)
+        missed += int(np.sum(~true_here.crowd)) - matched
+        false += unmatched
+    return Mistakes(missed, false)
+
+
+def draw_worst_images(
+    directory: str | os.PathLike, dataset: Any, predictions: CocoMetric, count: int
+) -> list[dict[str, Any]]:
+    """Draws the images with the most mistakes, truth on the left and detections on the right.
+
+    Args:
+        directory: is created; the pictures are called worst_01_image_{image id}.jpg and so on.
+        dataset: rows as in `DetectionData.dataset`.
+        predictions: of its images, with their truth.
+        count: number of pictures.
+
+    Returns:
+        One dict a picture: image_id, missed, false, file.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    image_ids = list(dataset["image_id"])
+    mistakes = [count_mistakes(predictions, image_id) for image_id in image_ids]
+    worst = sorted(range(len(image_ids)), key=lambda i: (-sum(mistakes[i]), image_ids[i]))[:count]
+    drawn = []
+    for place, index in enumerate(worst, start=1):
+        picture = _truth_beside_detections(dataset[index], predictions)
+        file = directory / f"worst_{place:02d}_image_{image_ids[index]}.jpg"
+        picture.save(file, quality=90)
+        drawn.append({"image_id": image_ids[index], **mistakes[index]._asdict(), "file": file.name})
+    return drawn
+
+
+def _truth_beside_detections(row: Mapping[str, Any], predictions: CocoMetric) -> Image.Image:
+    image = open_row_image(dict(row))
+    true = predictions.truth.of_image(row["image_id"])
+    names = true.category_names
+    true_labels = [
+        names[c] + " (crowd)" * bool(crowd) for c, crowd in zip(true.box_categories, true.crowd, strict=True)
+    ]
+    boxes, scores, categories = predictions.detections(row["image_id"])
+    shown = scores >= SHOWN_SCORE
+    labels = [names.get(int(category), str(category)) for category in categories[shown]]
+    left = draw_detections(image, _corners(true.boxes), true_labels)
+    right = draw_detections(image, _corners(boxes[shown]), labels, scores[shown])
+    return contact_sheet([left, right], columns=2)
+
+
+def _match(detected: np.ndarray, true: np.ndarray, crowd: np.ndarray) -> tuple[int, int]:
+    """Numbers of matched and of false detections, for boxes of one class (x, y, width, height), best score first."""
+    if not len(detected) or not len(true):
+        return 0, len(detected)
+    ious = mask_api.iou(detected.astype(np.float64), true, crowd.astype(np.uint8).tolist())  # (detected, true)
+    free = ~crowd
+    matched = false = 0
+    for row in ious:
+        best = int(np.argmax(np.where(free, row, -1)))
+        if free[best] and row[best] >= SHOWN_IOU:
+            free[best] = False
+            matched += 1
+        elif not (row[crowd] >= SHOWN_IOU).any():
+            false += 1
+    return matched, false
+
+
+def _corners(boxes: np.ndarray) -> np.ndarray:
+    """x, y, width, height -> x1, y1, x2, y2, (n, 4)."""
+    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+
+
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _per_cent(value: float) -> str:
+    return "-" if math.isnan(value) else f"{100 * value:.1f}"
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_nan(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(entry) for entry in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _processor_name() -> str:
+    with open("/proc/cpuinfo") if os.path.exists("/proc/cpuinfo") else open(os.devnull) as file:
+        names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
