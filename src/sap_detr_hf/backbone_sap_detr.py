@@ -95,7 +95,11 @@ def freeze_stages(backbone: nn.Module, stages: int) -> None:
 
 def build_backbone(config: SapDetrConfig) -> nn.Module:
     """The backbone of a configuration, with random weights (see `load_backbone_weights` for ImageNet's)."""
-    backbone = AutoBackbone.from_config(config.backbone_config)
+    # "sdpa" for the whole model reaches the backbone's configuration too, and a backbone without it, such as a ResNet,
+    # would refuse; None means SDPA where it is supported.
+    attention = config.backbone_config._attn_implementation
+    attention = None if attention == "sdpa" else attention
+    backbone = AutoBackbone.from_config(config.backbone_config, attn_implementation=attention)
     if config.dilation:
         dilate_last_stage(backbone)
     if config.freeze_backbone_batch_norm:

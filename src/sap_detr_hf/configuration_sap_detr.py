@@ -163,6 +163,14 @@ class SapDetrConfig(PreTrainedConfig):
             del fields["id2label"]
         return cls(**fields)
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        """As in transformers; where `kwargs` change the number of classes, the saved `category_ids` are left out."""
+        saved = config_dict.get("id2label") or {0: "LABEL_0", 1: "LABEL_1"}  # transformers does not save its default
+        if kwargs.get("num_labels", len(kwargs.get("id2label", saved))) != len(saved):
+            config_dict = {**config_dict, "category_ids": None}
+        return super().from_dict(config_dict, **kwargs)
+
     def validate_query_grid(self):
         """The grid holds exactly the queries."""
         rows_columns = list(self.query_grid or [])

@@ -14,12 +14,12 @@ from PIL import Image
 # Class index = digit; COCO category ids start at 1.
 CATEGORIES = [{"id": digit + 1, "name": str(digit), "supercategory": "digit"} for digit in range(10)]
 DIGITS_PER_IMAGE = (1, 6)
-DIGIT_HEIGHT = (0.12, 0.34)  # of the picture's shorter side
+DIGIT_HEIGHT = (0.16, 0.40)  # of the picture's shorter side
 DIGIT_WIDENING = (0.85, 1.25)  # width of a digit against its scanned proportions
 VALIDATION_SHARE = 0.2  # of the scanned digits
 VALIDATION_STRIP = 0.4  # of each photograph's width, at its right
-INK_EDGES = (0.40, 0.56)  # grey values of the enlarged scan where a stroke begins and is fully opaque
-MINIMUM_CONTRAST = 100  # grey levels (of 255) between a digit and what is behind it
+INK_EDGES = (0.42, 0.68)  # grey values of the enlarged scan where a stroke begins and is fully opaque
+INK_TINT = 60  # grey levels (of 255) by which each colour channel of white or black ink may be off
 GAP = 2  # pixels between the boxes of two digits
 
 
@@ -150,13 +150,9 @@ def _paint(canvas: np.ndarray, opacity: np.ndarray, place: tuple[int, int], rng:
 
 
 def _contrasting_colour(patch: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A random colour that is much darker or much brighter than the patch's mean."""
-    grey_weights = np.array([0.299, 0.587, 0.114])
-    behind = float(patch.mean(axis=(0, 1)) @ grey_weights)
-    while True:
-        colour = rng.uniform(0, 255, size=3)
-        if abs(float(colour @ grey_weights) - behind) >= MINIMUM_CONTRAST:
-            return colour.astype(np.float32)
+    """Tinted white on dark and tinted black on bright parts of a photograph."""
+    tint = rng.uniform(0, INK_TINT, size=3).astype(np.float32)
+    return tint if float(patch.mean()) > 128 else 255 - tint
 
 
 def _write_split(

@@ -377,7 +377,10 @@ class SapDetrDecoderLayer(GradientCheckpointingLayer):
         hidden_states: torch.Tensor,
         points: torch.Tensor,
         sides: torch.Tensor,
-        query_positions: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
+        point_position: torch.Tensor,
+        box_position: torch.Tensor,
+        point_sine: torch.Tensor,
+        box_sine: torch.Tensor,
         encoder_hidden_states: torch.Tensor,
         spatial_position_embeddings: torch.Tensor,
         extent: torch.Tensor,
@@ -386,7 +389,6 @@ class SapDetrDecoderLayer(GradientCheckpointingLayer):
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         """(B, N, d) -> (B, N, d), for queries at `points` (B, N, 2) with box `sides` (B, N, 4)."""
-        point_position, box_position, point_sine, box_sine = query_positions
         attended, _ = self.self_attn(hidden_states, point_position, box_position, **kwargs)
         hidden_states = self.self_attn_layer_norm(hidden_states + self.dropout(attended))
         attended, _ = self.cross_attn(
@@ -433,6 +435,13 @@ class SapDetrPreTrainedModel(PreTrainedModel):
             if isinstance(module, SapDetrModel):
                 freeze_stages(module.backbone, module.config.frozen_backbone_stages)
         return loaded
+
+    def set_attn_implementation(self, attn_implementation: str | dict, allow_all_kernels: bool = False):
+        """As in transformers, but "sdpa" leaves submodels without it, such as a ResNet, as they are: no error."""
+        submodels = (module for module in self.modules() if isinstance(module, PreTrainedModel))
+        if attn_implementation == "sdpa" and not all(submodel._supports_sdpa for submodel in submodels):
+            attn_implementation = {"": "sdpa"}
+        super().set_attn_implementation(attn_implementation, allow_all_kernels=allow_all_kernels)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -578,7 +587,7 @@ class SapDetrDecoder(SapDetrPreTrainedModel):
                 hidden_states,
                 points,
                 sides,
-                positions,
+                *positions,  # not as one tuple: reentrant gradient checkpointing sees plain arguments only
                 encoder_hidden_states,
                 spatial_position_embeddings,
                 extent,

@@ -1,0 +1,281 @@
+# Copyright 2026 The sap_detr_hf authors. Licensed under the Apache License, Version 2.0.
+"""The training loop: one process or many, resumable at every step."""
+
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from accelerate.utils import gather_object, send_to_device
+from transformers.utils.logging import disable_progress_bar
+
+from .evaluation import evaluate_detections
+from .process_agreement import on_main_process, one_sentence
+from .training_curves import draw_curves
+from .training_failure import TrainingFailed, first_bad_tensor
+from .training_progress import METRICS_FILE
+from .training_run import TrainingRun, build_accelerator, prepare_output, prepare_run
+from .training_settings import TrainingSettings
+
+
+def train(settings: TrainingSettings) -> dict[str, float | str]:
+    """Trains a model and leaves it in `settings.output_dir`, which `from_pretrained` then loads.
+
+    The folder receives the best weights by AP (the last ones without evaluation), the last weights in `last/`, the
+    training states in `checkpoints/`, `settings.yaml`, `metrics.jsonl` and `curves.png`.
+
+    Returns:
+        `status` ("finished", "stopped early" or "interrupted"), `step`, `best_ap` and `best_step`.
+
+    Raises:
+        ValueError: settings or data that cannot work, on all processes, before the first step.
+        TrainingFailed: a loss that is not finite or an unreadable image, on all processes; the last good checkpoint
+            stays.
+    """
+    disable_progress_bar()  # transformers' own bars for single files
+    accelerator = build_accelerator(settings)
+    run = prepare_run(settings, accelerator)
+    run.resume()
+    on_main_process(
+        accelerator, lambda: prepare_output(settings)
+    )  # only now: a refused run leaves an older one as it is
+    accelerator.init_trackers(settings.run_name, config={name: str(value) for name, value in asdict(settings).items()})
+    run.report.start(run.progress.step, run.progress.metrics_bytes)
+    batches = run.batches.from_step(run.progress.step)
+    with stop_signals() as stop, closing(run.batches), closing(batches):
+        evaluate_if_due(run, stop)  # what a run killed during an evaluation still owes
+        while goes_on(run):
+            started = time.monotonic()
+            loaded, boxes, stopping = load_step(run, batches, stop)
+            if stopping:
+                return interrupt(run)
+            values = take_step(run, loaded, boxes)
+            run.report.report_step(run.progress.step, values, time.monotonic() - started)
+            if checkpoint_due(run):
+                run.save_state()
+            evaluate_if_due(run, stop)
+    return interrupt(run) if evaluation_due(run) else finish(run)  # due: a signal ended the last evaluation
+
+
+def goes_on(run: TrainingRun) -> bool:
+    """Whether there is another step to take."""
+    return run.progress.step < run.total_steps and not stops_early(run)
+
+
+def stops_early(run: TrainingRun) -> bool:
+    """Whether AP has not grown for as many evaluations as the settings allow."""
+    patience = run.settings.early_stopping
+    return patience is not None and run.progress.evaluations_since_best >= patience
+
+
+def load_step(run: TrainingRun, batches: Iterator[list[dict]], stop: list[int]) -> tuple[list[dict], float, bool]:
+    """This process's batches of the next step, the boxes in those of all processes, and whether any is to stop.
+
+    Raises:
+        TrainingFailed: some process cannot load its images; on all processes.
+    """
+    loaded, failure = [], None
+    try:
+        loaded = next(batches)
+    except (OSError, ValueError, RuntimeError) as error:
+        failure = one_sentence(error)
+    boxes = sum(len(label["class_labels"]) for batch in loaded for label in batch["labels"])
+    counts = torch.tensor([boxes, bool(stop), failure is not None], dtype=torch.float32, device=run.accelerator.device)
+    total_boxes, stops, failures = run.accelerator.reduce(counts, "sum").tolist()
+    if failures:
+        sentences = [text for text in gather_object([failure]) if text]
+        raise TrainingFailed(f"Training stopped after step {run.progress.step}: {sentences[0]}")
+    return loaded, total_boxes, stops > 0
+
+
+def take_step(run: TrainingRun, batches: list[dict], total_boxes: float) -> dict[str, float]:
+    """One optimizer step over all batches of all processes; returns the values to report.
+
+    Every loss is a sum over boxes or queries divided by the boxes of the *whole* step: processes average their
+    gradients, so each divides by total / processes, and accumulated gradients simply add up.
+
+    Raises:
+        TrainingFailed: loss or gradient is not finite on some process; on all processes, before the weights change.
+    """
+    accelerator, settings = run.accelerator, run.settings
+    divisor = torch.tensor(max(total_boxes / accelerator.num_processes, 1.0), device=accelerator.device)
+    arguments = {"num_boxes": divisor} if run.takes_num_boxes else {}
+    batches = [send_to_device(batch, accelerator.device, non_blocking=True) for batch in batches]
+    sums: dict[str, torch.Tensor] = {}
+    for number, batch in enumerate(batches, start=1):
+        with nullcontext() if number == len(batches) else accelerator.no_sync(run.model):
+            outputs = run.model(**batch, **arguments)
+            accelerator.backward(outputs.loss if run.takes_num_boxes else outputs.loss / len(batches))
+        for name, value in {"loss": outputs.loss, **outputs.loss_dict}.items():
+            sums[name] = sums.get(name, 0) + value.detach().float()
+    norm = accelerator.clip_grad_norm_(run.model.parameters(), settings.gradient_clip or math.inf)
+    values = agree_on_values(run, sums, norm, batches, arguments)
+    run.optimizer.step()
+    run.optimizer.zero_grad()
+    values["learning_rate"] = float(run.scheduler.get_last_lr()[0])
+    run.scheduler.step()
+    if run.ema is not None:
+        run.ema.update_parameters(run.plain_model)
+    run.progress.step += 1
+    return values
+
+
+def agree_on_values(
+    run: TrainingRun, sums: dict[str, torch.Tensor], norm: torch.Tensor, batches: list[dict], arguments: dict
+) -> dict[str, float]:
+    """The step's values over all processes, in one reduction that also carries who met a value that is not finite."""
+    scaled = run.accelerator.scaler is not None  # the scaler itself skips steps with infinite gradients
+    bad_loss = ~sums["loss"].isfinite()
+    bad = bad_loss if scaled else bad_loss | ~norm.isfinite()
+    packed = torch.stack([bad.float(), *sums.values(), norm.float()]) / run.accelerator.num_processes
+    any_bad, *means = run.accelerator.reduce(packed, "sum").tolist()
+    if any_bad:
+        raise TrainingFailed(explain_failure(run, bool(bad), batches, arguments))
+    values = dict(zip([*sums, "gradient_norm"], means, strict=True))
+    if not run.takes_num_boxes:
+        values = {name: value / (1 if name == "gradient_norm" else len(batches)) for name, value in values.items()}
+    elif "class_error" in values:
+        values["class_error"] /= len(batches)  # a percentage, the only value that is no sum over boxes
+    return values
+
+
+def explain_failure(run: TrainingRun, bad_here: bool, batches: list[dict], arguments: dict) -> str:
+    """What the processes found, as one message for all."""
+    finding = None
+    if bad_here:
+        for batch in batches:
+            name = first_bad_tensor(run.plain_model, batch, **arguments)
+            images = ", ".join(str(int(label["image_id"])) for label in batch["labels"])
+            finding = f"process {run.accelerator.process_index}, images {images}: {name}"
+            if not name.startswith("not found"):
+                break
+    findings = "; ".join(text for text in gather_object([finding]) if text)
+    kept = run.checkpoints.files()
+    return (
+        f"Training stopped in step {run.progress.step + 1}: the loss or its gradient is not finite. First bad tensor "
+        f"of {findings}. "
+        + (f"The last good checkpoint is {kept[-1]}." if kept else "No checkpoint had been saved yet.")
+    )
+
+
+def checkpoint_due(run: TrainingRun) -> bool:
+    """Whether the state after the step just taken is to be saved: as set, before evaluations and at the end."""
+    settings, step = run.settings, run.progress.step
+    by_epoch = _every(step, settings.checkpoint_epochs * run.steps_per_epoch)
+    return by_epoch or _every(step, settings.checkpoint_steps) or evaluation_due(run) or step == run.total_steps
+
+
+def evaluation_due(run: TrainingRun) -> bool:
+    """Whether AP is to be measured after the step just taken: as set and at the end."""
+    settings, step = run.settings, run.progress.step
+    if run.validation is None or step == run.progress.evaluated_step:
+        return False
+    by_epoch = _every(step, settings.evaluation_epochs * run.steps_per_epoch)
+    return by_epoch or _every(step, settings.evaluation_steps) or step == run.total_steps
+
+
+def _every(step: int, period: int | None) -> bool:
+    return period is not None and period > 0 and step % period == 0
+
+
+def evaluate_if_due(run: TrainingRun, stop: list[int]):
+    """Measures AP on the validation images and keeps the model if it is the best so far."""
+    if not evaluation_due(run):
+        return
+    try:
+        values = evaluate(run)
+    except RuntimeError:
+        if not stop:
+            raise
+        return  # the signal also ended the evaluation's loader processes; a resumed run evaluates again
+    progress = run.progress
+    progress.evaluated_step = progress.step
+    run.report.report_evaluation(progress.step, values)
+    if values["AP"] > progress.best_ap:
+        progress.best_ap, progress.best_step, progress.evaluations_since_best = values["AP"], progress.step, 0
+        keep_best(run)
+    else:
+        progress.evaluations_since_best += 1
+
+
+def evaluate(run: TrainingRun) -> dict[str, float]:
+    """The 12 COCO numbers of the averaged weights, or of the weights where no average is kept."""
+    assert run.validation is not None
+    assert run.truth is not None
+    run.share_batch_norm()
+    types = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    evaluation = evaluate_detections(
+        run.evaluated_model,
+        run.validation.dataset,
+        run.image_processor,
+        run.truth,
+        accelerator=run.accelerator,
+        batch_size=run.settings.evaluation_batch_size,
+        num_workers=run.settings.workers,
+        autocast_dtype=types.get(run.settings.mixed_precision),
+        progress=run.report.bar is not None,
+    )
+    return evaluation.metrics
+
+
+def keep_best(run: TrainingRun):
+    """Writes the evaluated weights to the output folder; a full disk is reported and training goes on."""
+    try:
+        run.save_model(Path(run.settings.output_dir), run.evaluated_model)
+    except OSError as error:
+        run.report.message(f"Best model of step {run.progress.step} not saved: {error}.")
+
+
+def interrupt(run: TrainingRun) -> dict[str, float | str]:
+    """Saves the state after a stop signal, which all processes learned of at the same step."""
+    if not run.save_state():
+        raise TrainingFailed("Training was told to stop and its state could not be saved.")
+    run.report.message(f"Stopped by a signal after step {run.progress.step}, state saved: go on with `--resume auto`.")
+    return close(run, "interrupted")
+
+
+def finish(run: TrainingRun) -> dict[str, float | str]:
+    """Leaves the last weights, and a model in the output folder even where AP was never measured."""
+    output = Path(run.settings.output_dir)
+
+    def write():
+        run.save_model(output / "last", run.evaluated_model)
+        if run.progress.best_step == 0:
+            run.save_model(output, run.evaluated_model)
+        draw_curves(output / METRICS_FILE, output / "curves.png")
+
+    on_main_process(run.accelerator, write)
+    return close(run, "stopped early" if stops_early(run) else "finished")
+
+
+def close(run: TrainingRun, status: str) -> dict[str, float | str]:
+    """Ends reports and trackers."""
+    run.report.close()
+    run.accelerator.end_training()
+    progress = run.progress
+    return {"status": status, "step": progress.step, "best_ap": progress.best_ap, "best_step": progress.best_step}
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Collects SIGTERM and Ctrl-C instead of dying in the middle of a step; a second Ctrl-C acts as usual.
+
+    Further SIGTERMs change nothing: a launcher passes on what the whole process group has received already.
+    """
+    received: list[int] = []
+
+    def receive(number, frame):
+        received.append(number)
+        if number == signal.SIGINT:
+            signal.signal(number, before[number])
+
+    before = {number: signal.signal(number, receive) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,81 @@
+# Copyright 2026 The sap_detr_hf authors. Licensed under the Apache License, Version 2.0.
+"""Where a loss that is not finite comes from: a second, watched forward pass names the first bad tensor."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class TrainingFailed(Exception):
+    """The run cannot go on; raised on all processes with the same one-sentence message."""
+
+
+def first_bad_tensor(model: nn.Module, batch: dict[str, Any], **arguments) -> str:
+    """Names the first tensor with NaN or infinity: input, weight, module output, loss part or gradient, in this order.
+
+    Args:
+        model: without the wrapper of several processes, so that one process can call it alone.
+        batch: `pixel_values`, `pixel_mask`, `labels`.
+        arguments: further arguments of the forward pass.
+    """
+    for name, tensor in _inputs(batch):
+        if not _finite(tensor):
+            return f"the input {name}"
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if not _finite(tensor):
+            return f"the weight {name}"
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"), _watched(model) as bad:
+        loss_dict = model(**batch, **arguments).loss_dict
+    if bad:
+        return f"the output of {bad[0]}"
+    for name, value in loss_dict.items():
+        if not _finite(value):
+            return f"the loss part {name}"
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None and not _finite(parameter.grad):
+            return f"the gradient of {name}"
+    return "not found in a second forward pass (a chance event of dropout or hardware)"
+
+
+@contextmanager
+def _watched(model: nn.Module) -> Iterator[list[str]]:
+    """Collects the names of modules with a bad output, in the order in which they finish."""
+    bad: list[str] = []
+
+    def watch(name: str):
+        def hook(module, arguments, output):
+            if not all(_finite(tensor) for tensor in _tensors(output)):
+                bad.append(name)
+
+        return hook
+
+    hooks = [module.register_forward_hook(watch(name)) for name, module in model.named_modules() if name]
+    try:
+        yield bad
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _inputs(batch: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
+    yield "pixel_values", batch["pixel_values"]
+    for index, label in enumerate(batch["labels"]):
+        yield f"boxes of image {int(label['image_id'])} (number {index} of the batch)", label["boxes"]
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item)
+
+
+def _finite(tensor: torch.Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(tensor.isfinite().all())

@@ -1,0 +1,106 @@
+# Copyright 2026 The sap_detr_hf authors. Licensed under the Apache License, Version 2.0.
+"""The model and image processor that a run starts from: a published variant from scratch, or a model to fine-tune."""
+
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection, PreTrainedModel
+from transformers.image_processing_utils import BaseImageProcessor
+
+from .configuration_sap_detr import SapDetrConfig
+from .detection_data import DetectionData, check_categories
+from .image_processing_sap_detr import SapDetrImageProcessor
+from .modeling_sap_detr import SapDetrForObjectDetection
+from .schedule import freeze_parameters
+from .training_settings import TrainingSettings
+
+
+def build_model(settings: TrainingSettings, data: DetectionData) -> PreTrainedModel:
+    """The model with the data's classes, its frozen parts, and gradient checkpointing where asked for.
+
+    Raises:
+        ValueError: settings or classes that do not fit; the message names the category.
+        OSError: a model or weights file that cannot be read.
+    """
+    if settings.variant:
+        classes = {"id2label": data.id2label, "category_ids": data.category_ids}
+        config = SapDetrConfig.from_variant(settings.variant, **{**classes, **settings.model_overrides})
+        model: PreTrainedModel = SapDetrForObjectDetection(config)
+    else:
+        model = _model_to_fine_tune(settings, data)
+    if settings.backbone_weights:
+        from .backbone_weights import load_backbone_weights
+
+        load_backbone_weights(model, settings.backbone_weights)
+    freeze_parameters(model, settings.freeze)
+    freeze_unreached(model)
+    if settings.gradient_checkpointing:
+        # The newer name where transformers has it
+        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+        enable({"use_reentrant": False})
+    return model.train()
+
+
+def freeze_unreached(model: PreTrainedModel):
+    """Takes the gradient from parameters that the loss does not depend on.
+
+    Such are a backbone's stages behind the one that is used or, without auxiliary losses, the first layer's class
+    head. Several processes would wait for their gradients for ever (or refuse to run).
+    """
+    label = {"class_labels": torch.zeros(1, dtype=torch.long), "boxes": torch.full((1, 4), 0.5)}
+    training = [(module, module.training) for module in model.modules()]
+    model.eval()  # BatchNorm statistics and random states stay as they are
+    model(pixel_values=torch.zeros(1, 3, 128, 128), labels=[label]).loss.backward()
+    for module, mode in training:
+        module.training = mode
+    for parameter in model.parameters():
+        if parameter.grad is None:
+            parameter.requires_grad_(False)
+    model.zero_grad(set_to_none=True)
+
+
+def build_image_processor(settings: TrainingSettings) -> BaseImageProcessor:
+    """The model's own image processor, with the settings' image size."""
+    processor: Any
+    if settings.model:
+        processor = AutoImageProcessor.from_pretrained(settings.model)
+    else:
+        processor = SapDetrImageProcessor()
+    size = dict(processor.size)
+    size.update({key: value for key, value in _wanted_size(settings).items() if value is not None})
+    return type(processor).from_dict({**processor.to_dict(), "size": size})
+
+
+def _wanted_size(settings: TrainingSettings) -> dict[str, int | None]:
+    return {"shortest_edge": settings.shortest_edge, "longest_edge": settings.longest_edge}
+
+
+def _model_to_fine_tune(settings: TrainingSettings, data: DetectionData) -> PreTrainedModel:
+    assert settings.model
+    config = AutoConfig.from_pretrained(settings.model)
+    if not settings.ignore_mismatched_sizes:
+        try:
+            check_categories(data, config)
+        except ValueError as error:
+            raise ValueError(f"{error} To train a new class head, set `ignore_mismatched_sizes` to true.") from error
+        return AutoModelForObjectDetection.from_pretrained(settings.model, **settings.model_overrides)
+    model = AutoModelForObjectDetection.from_pretrained(
+        settings.model,
+        id2label=data.id2label,
+        label2id={name: index for index, name in data.id2label.items()},
+        category_ids=data.category_ids,
+        ignore_mismatched_sizes=True,
+        **settings.model_overrides,
+    )
+    if len(config.id2label) == len(data.id2label) and config.id2label != data.id2label:
+        _renew_class_head(model)
+    return model
+
+
+@torch.no_grad()
+def _renew_class_head(model: PreTrainedModel):
+    """Other classes of the same number: no size differs, yet the old head would call a dog a ship."""
+    fresh = type(model)(model.config).state_dict()
+    for name, parameter in model.named_parameters():
+        if "class" in name and parameter.shape[0] == model.config.num_labels:
+            parameter.copy_(fresh[name])

@@ -1,0 +1,117 @@
+# Copyright 2026 The sap_detr_hf authors. Licensed under the Apache License, Version 2.0.
+"""What a run tells: a progress bar or log lines, metrics.jsonl and the trackers."""
+
+import json
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from .training_settings import TrainingSettings
+
+METRICS_FILE = "metrics.jsonl"
+# Without a drawn bar: the values need the line
+BAR = "{percentage:3.0f}% {n_fmt}/{total_fmt} {elapsed}<{remaining}{postfix}"
+
+
+class TrainingProgress:
+    """Reports of the main process; on the others every method does nothing.
+
+    Args:
+        accelerator: carries the trackers.
+        settings: where to write and how often.
+        total_steps: length of the run in optimizer steps.
+        steps_per_epoch: for the epoch in the reports.
+    """
+
+    def __init__(self, accelerator: Accelerator, settings: TrainingSettings, total_steps: int, steps_per_epoch: int):
+        self.accelerator, self.settings = accelerator, settings
+        self.total_steps, self.steps_per_epoch = total_steps, steps_per_epoch
+        self.active = accelerator.is_main_process
+        self.metrics_path = Path(settings.output_dir) / METRICS_FILE
+        self.bar: tqdm | None = None
+        self.last_line = 0.0
+
+    def start(self, step: int, metrics_bytes: int):
+        """Begins at `step`; lines of metrics.jsonl that a killed run wrote after its last checkpoint are cut off."""
+        self.first_step, self.started = step, time.monotonic()
+        if not self.active:
+            return
+        with open(self.metrics_path, "ab") as file:
+            file.truncate(min(metrics_bytes, os.path.getsize(self.metrics_path)))
+        if sys.stderr.isatty():
+            self.bar = tqdm(total=self.total_steps, initial=step, dynamic_ncols=True, bar_format=BAR)
+
+    def metrics_bytes(self) -> int:
+        """Length of metrics.jsonl now, for the checkpoint."""
+        return os.path.getsize(self.metrics_path) if self.active else 0
+
+    def report_step(self, step: int, values: dict[str, float], seconds: float):
+        """Takes the values of optimizer step number `step` (from 1), which took `seconds`."""
+        if not self.active:
+            return
+        shown = {
+            **values,
+            "images_per_second": self.settings.effective_batch / max(seconds, 1e-9),
+            "memory_gib": memory_gib(self.accelerator.device),
+        }
+        if step % self.settings.log_steps == 0 or step == self.total_steps:
+            self._write(step, shown)
+        if self.bar is not None:
+            self.bar.set_postfix_str(_short(shown), refresh=False)
+            self.bar.update(1)
+        elif time.monotonic() - self.last_line >= 1 or step == self.total_steps:
+            self.last_line = time.monotonic()
+            left = (self.last_line - self.started) / (step - self.first_step) * (self.total_steps - step)
+            self.message(
+                f"step {step}/{self.total_steps}  epoch {step / self.steps_per_epoch:.2f}  {_short(shown)}  "
+                f"left {tqdm.format_interval(left)}"
+            )
+
+    def report_evaluation(self, step: int, values: dict[str, float]):
+        """Takes the validation numbers after optimizer step `step`."""
+        if self.active:
+            self._write(step, values)
+            self.message(
+                f"step {step}  validation  "
+                + "  ".join(f"{key} {value:.4f}" for key, value in list(values.items())[:6])
+            )
+
+    def message(self, text: str):
+        """A line above the bar or in the log."""
+        if self.active:
+            tqdm.write(text, file=sys.stderr) if self.bar is not None else print(text, file=sys.stderr, flush=True)
+
+    def close(self):
+        """Ends the bar."""
+        if self.bar is not None:
+            self.bar.close()
+
+    def _write(self, step: int, values: dict[str, float]):
+        line = {"step": step, "epoch": round(step / self.steps_per_epoch, 4), **values}
+        with open(self.metrics_path, "a", encoding="utf-8") as file:
+            # NaN is no JSON: an undefined AP becomes null
+            file.write(json.dumps({key: value if value == value else None for key, value in line.items()}) + "\n")
+        self.accelerator.log(values, step=step)
+
+
+def memory_gib(device: torch.device) -> float:
+    """Largest memory so far: of the GPU where there is one, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kibibytes / (2**30 if sys.platform == "darwin" else 2**20)
+
+
+def _short(values: dict[str, float]) -> str:
+    names = {
+        "loss": "loss", "loss_ce": "class", "loss_bbox": "box", "loss_giou": "giou", "loss_ce_obj": "obj",
+        "loss_inner": "inner", "learning_rate": "rate", "gradient_norm": "grad", "images_per_second": "images/s",
+        "memory_gib": "GiB",
+    }  # fmt: skip
+    return "  ".join(f"{short} {values[name]:.3g}" for name, short in names.items() if name in values)

@@ -1,0 +1,349 @@
+# Copyright 2026 The sap_detr_hf authors. Licensed under the Apache License, Version 2.0.
+"""All parts of one training run: built from the settings, saved and put back as one state."""
+
+import dataclasses
+import inspect
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import DistributedType, broadcast, gather_object, set_seed
+from torch.optim.swa_utils import AveragedModel
+from transformers import PreTrainedModel
+from transformers.image_processing_utils import BaseImageProcessor
+
+from .augmentation import make_augmentation
+from .checkpoints import (
+    CheckpointError,
+    CheckpointFolder,
+    load_checkpoint,
+    make_folder,
+    random_state,
+    save_model_directory,
+    set_random_state,
+    write_atomically,
+)
+from .coco_metric import GroundTruth
+from .data_checks import cheap_checks
+from .detection_data import DetectionData, DetectionRows, check_categories, load_detection_data
+from .evaluation import ground_truth
+from .model_ema import average_weights
+from .process_agreement import on_main_process, together
+from .schedule import build_optimizer, build_scheduler
+from .training_batches import ProcessBatchSampler, TrainingBatches
+from .training_model import build_image_processor, build_model
+from .training_progress import TrainingProgress
+from .training_settings import TrainingSettings
+
+
+@dataclass
+class Progress:
+    """How far a run is. Epoch and place in it follow from `step`, the optimizer steps done."""
+
+    step: int = 0
+    evaluated_step: int = 0
+    best_ap: float = -1.0
+    best_step: int = 0
+    evaluations_since_best: int = 0
+    metrics_bytes: int = 0
+
+
+@dataclass
+class TrainingRun:
+    """What [`sap_detr_hf.training.train`] works on."""
+
+    settings: TrainingSettings
+    accelerator: Accelerator
+    model: torch.nn.Module  # as Accelerate wraps it
+    ema: AveragedModel | None
+    optimizer: Any
+    scheduler: torch.optim.lr_scheduler.LambdaLR
+    image_processor: BaseImageProcessor
+    batches: TrainingBatches
+    validation: DetectionData | None
+    truth: GroundTruth | None
+    total_steps: int
+    report: TrainingProgress
+    checkpoints: CheckpointFolder
+    progress: Progress
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps per epoch."""
+        return self.batches.sampler.steps_per_epoch
+
+    @property
+    def takes_num_boxes(self) -> bool:
+        """Whether the model's loss can be told its normaliser; SAP-DETR's can, transformers' own detectors cannot."""
+        return "num_boxes" in inspect.signature(type(self.plain_model).forward).parameters
+
+    @property
+    def plain_model(self) -> PreTrainedModel:
+        """The model without the wrapper of several processes."""
+        return self.accelerator.unwrap_model(self.model)
+
+    @property
+    def evaluated_model(self) -> PreTrainedModel:
+        """The averaged weights where there are any: what is evaluated and kept as best."""
+        return self.ema.module if self.ema is not None else self.plain_model  # type: ignore[return-value]
+
+    def share_batch_norm(self):
+        """Gives the first process's BatchNorm statistics to all; between steps each process has its own."""
+        if self.accelerator.num_processes > 1:
+            for buffer in (*self.evaluated_model.buffers(), *self.plain_model.buffers()):
+                broadcast(buffer)
+
+    def save_state(self) -> bool:
+        """Writes the training state; says so and returns False on all processes where that fails.
+
+        All processes must call it: each contributes its random states.
+        """
+        state = self._state()
+        failure = None
+        if self.accelerator.is_main_process:
+            try:
+                self.checkpoints.save(self.progress.step, state)
+            except CheckpointError as error:
+                failure = error
+                self.report.message(f"Checkpoint of step {self.progress.step} not saved: {error}.")
+        return not any(gather_object([failure is not None]))
+
+    def save_model(self, folder: Path, model: PreTrainedModel):
+        """Writes a model directory (weights, configuration, image processor); only the main process does."""
+        if self.accelerator.is_main_process:
+            save_model_directory(folder, model, self.image_processor)
+
+    def resume(self):
+        """Puts back the state that the settings name, on all processes.
+
+        Raises:
+            ValueError: there is none, it cannot be read, or it belongs to other data or another effective batch.
+        """
+        state = together(self.accelerator, self._find_state)
+        if state is None:
+            return
+        together(self.accelerator, lambda: self._check_origin(state["origin"]))
+        self.progress = Progress(**state["progress"])
+        self.plain_model.load_state_dict(state["model"])
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        if self.accelerator.scaler is not None and state["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        if len(state["random"]) == self.accelerator.num_processes:
+            set_random_state(state["random"][self.accelerator.process_index])
+        else:
+            self.report.message(
+                f"The checkpoint is of {len(state['random'])} processes, this run of {self.accelerator.num_processes}: "
+                "dropout starts from new random states."
+            )
+
+    def _state(self) -> dict[str, Any]:
+        self.progress.metrics_bytes = self.report.metrics_bytes()
+        scaler = self.accelerator.scaler
+        return {
+            "progress": dataclasses.asdict(self.progress),
+            "origin": self._origin(),
+            "model": self.plain_model.state_dict(),
+            "ema": self.ema.state_dict() if self.ema is not None else None,
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+            "random": gather_object([random_state()]),
+        }
+
+    def _origin(self) -> dict[str, Any]:
+        """What must be as it was for a resumed run to go on with the same data in the same order."""
+        sampler = self.batches.sampler
+        return {
+            "effective_batch": self.settings.effective_batch,
+            "training images": sampler.images,
+            "seed": self.settings.seed,
+            "drop_last": self.settings.drop_last,
+            "ema": self.ema is not None,
+        }
+
+    def _check_origin(self, saved: dict[str, Any]):
+        for name, now in self._origin().items():
+            if saved[name] != now:
+                raise ValueError(
+                    f"The checkpoint was trained with {name} = {saved[name]}, this run has {now}: resume with the "
+                    "settings.yaml of its run, or start a new run in another `output_dir`."
+                )
+
+    def _find_state(self) -> dict[str, Any] | None:
+        resume = self.settings.resume
+        if resume is None:
+            if self.checkpoints.files():
+                raise ValueError(
+                    f"{self.settings.output_dir} holds checkpoints of an earlier run: go on with `--resume auto`, or "
+                    "choose another `output_dir`."
+                )
+            return None
+        if resume != "auto":
+            return load_checkpoint(resume)
+        found = self.checkpoints.newest()
+        return found[1] if found else None
+
+
+def prepare_run(settings: TrainingSettings, accelerator: Accelerator) -> TrainingRun:
+    """Builds all parts; whatever is wrong with data, classes or settings shows here, on all processes.
+
+    Raises:
+        ValueError: one sentence about what is wrong.
+    """
+    accumulation = settings.accumulation(accelerator.num_processes)
+    training, validation = together(accelerator, lambda: load_data(settings))
+    set_seed(settings.seed)  # the same initial weights on all processes
+    model = together(accelerator, lambda: build_model(settings, training))
+    image_processor = together(accelerator, lambda: build_image_processor(settings))
+    truth = together(accelerator, lambda: check_data(settings, accelerator, model, training, validation))
+    batches = together(
+        accelerator, lambda: build_batches(settings, accelerator, model, image_processor, training, accumulation)
+    )
+    steps_per_epoch = batches.sampler.steps_per_epoch
+    total_steps = min(settings.epochs * steps_per_epoch, settings.max_steps or sys.maxsize)
+    model.to(accelerator.device)
+    ema = average_weights(model, settings.ema_decay) if settings.ema_decay else None
+    if settings.compile:
+        model.compile()
+    optimizer = build_optimizer(model, settings)
+    scheduler = build_scheduler(optimizer, settings, steps_per_epoch, total_steps)
+    set_seed(settings.seed + accelerator.process_index)
+    wrapped, prepared_optimizer = accelerator.prepare(model, optimizer)
+    return TrainingRun(
+        settings=settings,
+        accelerator=accelerator,
+        model=wrapped,
+        ema=ema,
+        optimizer=prepared_optimizer,
+        scheduler=scheduler,
+        image_processor=image_processor,
+        batches=batches,
+        validation=validation,
+        truth=truth,
+        total_steps=total_steps,
+        report=TrainingProgress(accelerator, settings, total_steps, steps_per_epoch),
+        checkpoints=CheckpointFolder(Path(settings.output_dir) / "checkpoints", settings.keep_checkpoints),
+        progress=Progress(),
+    )
+
+
+def build_accelerator(settings: TrainingSettings) -> Accelerator:
+    """Accelerate, with the settings' precision and tracker.
+
+    Raises:
+        ValueError: a tracker or precision that this machine does not have.
+    """
+    trackers = [str(tracker.value) for tracker in get_available_trackers()]
+    if settings.tracker is not None and settings.tracker not in trackers:
+        raise ValueError(f"`tracker` = {settings.tracker!r} is not installed here; there are: {', '.join(trackers)}.")
+    accelerator = Accelerator(
+        mixed_precision=settings.mixed_precision, log_with=settings.tracker, project_dir=settings.output_dir
+    )
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise ValueError(
+            f"The Accelerate configuration asks for {accelerator.distributed_type.value}, whose split states this "
+            "program does not save: the model fits on every GPU, so use `distributed_type: MULTI_GPU`."
+        )
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high" if settings.tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = settings.tf32
+    return accelerator
+
+
+def load_data(settings: TrainingSettings) -> tuple[DetectionData, DetectionData | None]:
+    """Training data, and validation data if AP is measured."""
+    common: dict[str, Any] = {
+        "categories": settings.categories, "box_format": settings.box_format, "cache_dir": settings.cache_dir
+    }  # fmt: skip
+    training = load_detection_data(
+        settings.data or settings.train_annotations,
+        settings.train_split,
+        annotations=settings.train_annotations,
+        images=settings.train_images,
+        **common,
+    )
+    if settings.overfit_batches:
+        count = min(settings.overfit_batches * settings.effective_batch, len(training.dataset))
+        training = dataclasses.replace(training, dataset=training.dataset.select(range(count)))
+        return training, training
+    if not (settings.evaluation_epochs or settings.evaluation_steps):
+        return training, None
+    validation = load_detection_data(
+        settings.data or settings.val_annotations,
+        settings.val_split,
+        annotations=settings.val_annotations,
+        images=settings.val_images,
+        **common,
+    )
+    return training, validation
+
+
+def check_data(
+    settings: TrainingSettings,
+    accelerator: Accelerator,
+    model: PreTrainedModel,
+    training: DetectionData,
+    validation: DetectionData | None,
+) -> GroundTruth | None:
+    """The cheap data checks and the fit of classes; returns what AP is measured against."""
+    queries = getattr(model.config, "num_queries", None)
+    on_main_process(accelerator, lambda: cheap_checks(training, queries).raise_on_errors())
+    check_categories(training, model.config)
+    if validation is None:
+        return None
+    check_categories(validation, model.config)
+    return ground_truth(validation)
+
+
+def build_batches(
+    settings: TrainingSettings,
+    accelerator: Accelerator,
+    model: PreTrainedModel,
+    image_processor: BaseImageProcessor,
+    data: DetectionData,
+    accumulation: int,
+) -> TrainingBatches:
+    """The loader of this process's share of every step."""
+    size: Any = image_processor.size  # type: ignore[attr-defined]
+    name = "none" if settings.overfit_batches else settings.augmentation
+    rows = DetectionRows(
+        data,
+        image_processor,
+        make_augmentation(name, size["shortest_edge"], size["longest_edge"]),
+        category_ids=getattr(model.config, "category_ids", None),
+        seed=settings.seed,
+    )
+    wide = None
+    if settings.group_by_aspect_ratio:
+        wide = np.asarray(data.dataset["width"][:]) >= np.asarray(data.dataset["height"][:])
+    sampler = ProcessBatchSampler(
+        len(rows),
+        accumulation,
+        accelerator.process_index,
+        accelerator.num_processes,
+        seed=settings.seed,
+        images_per_device=settings.images_per_device,
+        wide=wide,
+        drop_last=settings.drop_last,
+    )
+    return TrainingBatches(rows, sampler, settings.workers, settings.pin_memory)
+
+
+def prepare_output(settings: TrainingSettings):
+    """Creates the output folder with the run's settings.yaml.
+
+    Raises:
+        CheckpointError: the place does not allow it.
+    """
+    folder = Path(settings.output_dir)
+    make_folder(folder)
+    text = settings.to_yaml()
+    write_atomically(folder / "settings.yaml", lambda aside: aside.write_text(text, encoding="utf-8"))

@@ -1,0 +1,64 @@
+"""What a run starts from: a variant with the data's classes, its frozen and unreached parts, the image size."""
+
+import pytest
+import torch
+from tiny_training import TINY_MODEL
+
+from sap_detr_hf.detection_data import DetectionData
+from sap_detr_hf.training_model import build_image_processor, build_model
+from sap_detr_hf.training_settings import TrainingSettings
+
+CLASSES = DetectionData(None, {0: "cat", 1: "dog"}, [3, 8], {3: "cat", 8: "dog"}, "pets")
+
+
+def settings(model_overrides=None, **changes):
+    overrides = {**TINY_MODEL, **(model_overrides or {})}
+    return TrainingSettings(variant="r50", data="none", model_overrides=overrides, **changes)
+
+
+def learning(model):
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def test_classes_of_the_data_and_training_mode():
+    model = build_model(settings(), CLASSES)
+    assert model.config.id2label == {0: "cat", 1: "dog"}
+    assert model.config.category_ids == [3, 8]
+    assert model.training
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not any(layer.gradient_checkpointing for layer in model.model.encoder.layers)
+
+
+def test_gradient_checkpointing_is_switched_on():
+    model = build_model(settings(gradient_checkpointing=True), CLASSES)
+    layers = [*model.model.encoder.layers, *model.model.decoder.layers]
+    assert all(layer.gradient_checkpointing for layer in layers)
+
+
+def test_parameters_that_no_loss_reaches_do_not_learn():
+    reached = learning(build_model(settings(), CLASSES))
+    assert any(name.startswith("class_heads.0.") for name in reached)
+    assert any("stages.3." in name for name in reached)
+    without_auxiliary = learning(build_model(settings({"auxiliary_loss": False}), CLASSES))
+    assert not any(name.startswith("class_heads.0.") for name in without_auxiliary)
+    third_stage = {**TINY_MODEL["backbone_config"], "out_features": ["stage3"]}
+    assert not any(
+        "stages.3." in name for name in learning(build_model(settings({"backbone_config": third_stage}), CLASSES))
+    )
+
+
+def test_building_depends_on_the_seed_alone():
+    torch.manual_seed(0)
+    first = build_model(settings(), CLASSES).state_dict()
+    after = torch.rand(1)
+    torch.manual_seed(0)
+    second = build_model(settings(), CLASSES).state_dict()
+    assert torch.equal(after, torch.rand(1))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert all(value.eq(0).all() for name, value in first.items() if name.endswith("running_mean"))
+
+
+@pytest.mark.parametrize(("changes", "size"), [({}, (800, 1333)), ({"shortest_edge": 100}, (100, 1333))])
+def test_image_size(changes, size):
+    processor = build_image_processor(settings(**changes))
+    assert (processor.size["shortest_edge"], processor.size["longest_edge"]) == size
