@@ -1,4 +1,3 @@
-import importlib.util
 import json
 from pathlib import Path
 
@@ -6,13 +5,13 @@ import datasets
 import numpy as np
 import pytest
 from PIL import Image
+from project_scripts import load_script
 
 from sap_detr_hf import SapDetrConfig
 from sap_detr_hf.data_checks import EXAMPLES, cheap_checks, full_checks
 from sap_detr_hf.detection_data import load_detection_data
 from sap_detr_hf.digits import make_digits
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
 CATEGORIES = [{"id": 1, "name": "cat"}, {"id": 4, "name": "dog"}]
 NAN = float("nan")
 
@@ -24,10 +23,7 @@ def _own_cache(tmp_path_factory, monkeypatch):
 
 @pytest.fixture
 def check_data():
-    spec = importlib.util.spec_from_file_location("check_data", SCRIPTS / "check_data.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
+    return load_script("check_data").main
 
 
 def write(folder, boxes, images=("a.png", "b.png"), ids=(1, 2), categories=CATEGORIES):

@@ -1,22 +1,12 @@
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from project_scripts import load_script
 from pycocotools.coco import COCO
 
 from sap_detr_hf.digits import _background, digit_sources, make_digits, make_picture
-
-SCRIPTS = Path(__file__).parents[1] / "scripts"
-
-
-def load_script(name):
-    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_data_set_is_coco_and_every_picture_is_there(tmp_path):

@@ -1,17 +1,13 @@
-import importlib.util
-from pathlib import Path
-
 import datasets
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from project_scripts import load_script
 
 from sap_detr_hf import SapDetrConfig, SapDetrImageProcessorPil
 from sap_detr_hf.digits import make_digits
 from sap_detr_hf.drawing import contact_sheet, draw_detections, draw_sample, label_colour
-
-SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
 def pixel(image, x, y):
@@ -88,9 +84,7 @@ def test_script_shows_training_data(tmp_path, monkeypatch, capsys, with_model):
     make_digits(tmp_path / "digits", train=3, val=1, size=(96, 96))
     SapDetrConfig().save_pretrained(tmp_path / "model")
     SapDetrImageProcessorPil().save_pretrained(tmp_path / "model")
-    spec = importlib.util.spec_from_file_location("show_training_data", SCRIPTS / "show_training_data.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = load_script("show_training_data")
     arguments = [str(tmp_path / "digits"), "--output", str(tmp_path / "shown"), "--count", "5"]
     arguments += ["--shortest_edge", "120", "--longest_edge", "200"]
     script.main(arguments + (["--model", str(tmp_path / "model")] if with_model else []))

@@ -1,5 +1,4 @@
 import contextlib
-import importlib.util
 import io
 import json
 import os
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from project_scripts import load_script
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from transformers import ResNetConfig
@@ -298,17 +298,10 @@ def test_mistakes_of_an_image():
 # The script
 
 
-def load_script():
-    spec = importlib.util.spec_from_file_location("evaluate_script", ROOT / "scripts" / "evaluate.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
 def script(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    return load_script().main
+    return load_script("evaluate").main
 
 
 def arguments(model_dir, coco_dir, output, *more):

@@ -35,7 +35,7 @@ def load_backbone_weights(model: nn.Module, source: str | Path) -> int:
         FileNotFoundError: neither a file nor a Hub repository that can be reached.
         ValueError: the file cannot be read, or its tensors are not those of this backbone.
     """
-    backbone = getattr(model, "model", model).backbone
+    backbone: nn.Module = getattr(model, "model", model).get_submodule("backbone")
     tensors = _read(source)
     target = backbone.state_dict()
     for rename in (_as_it_is, _torchvision_resnet, _timm, _efficientnet_lite):

@@ -88,7 +88,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     return state
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]):
+def write_atomically(path: Path, write: Callable[[Path], object]):
     """Lets `write` fill a file beside `path`, flushes it to the disk and renames it to `path`.
 
     Raises:

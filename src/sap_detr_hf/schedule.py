@@ -12,7 +12,7 @@ from .training_settings import TrainingSettings
 
 def build_optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.AdamW:
     """AdamW with the backbone's own rate; decay on every parameter, as published (biases and norms included)."""
-    return torch.optim.AdamW(parameter_groups(model, settings), weight_decay=settings.weight_decay)
+    return torch.optim.AdamW(parameter_groups(model, settings), weight_decay=settings.weight_decay, fused=True)
 
 
 def parameter_groups(model: nn.Module, settings: TrainingSettings) -> list[dict]:

@@ -4,6 +4,7 @@
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
@@ -34,6 +35,8 @@ def build_model(settings: TrainingSettings, data: DetectionData) -> PreTrainedMo
         load_backbone_weights(model, settings.backbone_weights)
     freeze_parameters(model, settings.freeze)
     freeze_unreached(model)
+    if settings.channels_last:
+        nn.Module.to(model, memory_format=torch.channels_last)
     if settings.gradient_checkpointing:
         # The newer name where transformers has it
         enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)

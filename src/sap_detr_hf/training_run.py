@@ -264,7 +264,7 @@ def load_data(settings: TrainingSettings) -> tuple[DetectionData, DetectionData 
         "categories": settings.categories, "box_format": settings.box_format, "cache_dir": settings.cache_dir
     }  # fmt: skip
     training = load_detection_data(
-        settings.data or settings.train_annotations,
+        settings.data or settings.train_annotations or "",
         settings.train_split,
         annotations=settings.train_annotations,
         images=settings.train_images,
@@ -277,7 +277,7 @@ def load_data(settings: TrainingSettings) -> tuple[DetectionData, DetectionData 
     if not (settings.evaluation_epochs or settings.evaluation_steps):
         return training, None
     validation = load_detection_data(
-        settings.data or settings.val_annotations,
+        settings.data or settings.val_annotations or "",
         settings.val_split,
         annotations=settings.val_annotations,
         images=settings.val_images,

@@ -95,6 +95,7 @@ class TrainingSettings:
     mixed_precision: Annotated[Literal["no", "bf16", "fp16"], "autocast type; fp16 scales the loss"] = "no"
     tf32: Annotated[bool, "TensorFloat-32 matrix products in float32 parts: faster on Ampere and later"] = True
     gradient_checkpointing: Annotated[bool, "recompute activations: less memory, about a third slower"] = False
+    channels_last: Annotated[bool, "channels-last convolutions: faster on CPUs and on tensor cores"] = False
     compile: Annotated[bool, "torch.compile the model; pays off with few image shapes"] = False
 
     # Evaluation and keeping
@@ -122,6 +123,12 @@ class TrainingSettings:
             )
         if not (self.data or self.train_annotations):
             raise ValueError("Name the training data: `data`, or `train_annotations` with `train_images`.")
+        measured = (self.evaluation_epochs or self.evaluation_steps) and not self.overfit_batches
+        if measured and not (self.data or self.val_annotations):
+            raise ValueError(
+                "Name the validation data that AP is measured on: `val_annotations` with `val_images`, "
+                "or set `evaluation_epochs` to 0."
+            )
 
     def _check_ranges(self):
         at_least_one = ("epochs", "effective_batch", "images_per_device", "keep_checkpoints", "log_steps",

