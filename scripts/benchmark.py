@@ -15,14 +15,20 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=5, help="counted rounds; medians are printed")
     parser.add_argument("--json", type=Path, help="also write the results here")
     args = parser.parse_args(argv)
-    from sap_detr_hf.benchmark import measure_forward, report  # after the arguments, so that --help answers at once
+    from sap_detr_hf.benchmark import (  # after the arguments, so that --help answers at once
+        measure_forward,
+        table,
+        write_results,
+    )
 
     try:
         costs = measure_forward(args.models, args.height, args.width, args.batch_size, args.rounds)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(report(costs, args.height, args.width, args.batch_size, args.json))
+    print(table(costs))
+    if args.json is not None:
+        write_results(args.json, costs, args.height, args.width, args.batch_size)
     return 0
 
 

@@ -100,6 +100,10 @@ def build_backbone(config: SapDetrConfig) -> nn.Module:
     attention = config.backbone_config._attn_implementation
     attention = None if attention == "sdpa" else attention
     backbone = AutoBackbone.from_config(config.backbone_config, attn_implementation=attention)
+    if config.backbone_config.model_type == "resnet":
+        for module in backbone.modules():
+            if isinstance(module, nn.ReLU):  # each on a fresh output of a norm or a sum: saves a pass over the memory
+                module.inplace = True
     if config.dilation:
         dilate_last_stage(backbone)
     if config.freeze_backbone_batch_norm:

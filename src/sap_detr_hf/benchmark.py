@@ -96,20 +96,25 @@ def peak_memory(name: str, height: int, width: int, batch_size: int) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
 
 
-def report(costs: list[ForwardCost], height: int, width: int, batch_size: int, output: Path | None) -> str:
-    """The results as a Markdown table; with `output`, also as JSON with hardware and versions."""
+def table(costs: list[ForwardCost]) -> str:
+    """The results as a Markdown table."""
     rows = [
         f"| {c.model} | {c.parameters / 1e6:.1f} | {c.seconds:.2f} | {c.speedup:.2f} | {c.peak_mib:.0f} |"
         for c in costs
     ]
     header = "| model | parameters, M | seconds | times as fast as DAB-DETR | peak memory, MiB |\n|---|---|---|---|---|"
-    if output is not None:
-        setting = {"height": height, "width": width, "batch_size": batch_size, "dtype": "float32"}
-        versions = {name: version(name) for name in ("torch", "transformers")}
-        hardware = {"device": "cpu", "threads": torch.get_num_threads(), "machine": platform.machine()}
-        content = {"setting": setting, "hardware": hardware, "versions": versions, "costs": [asdict(c) for c in costs]}
-        output.write_text(json.dumps(content, indent=2))
     return "\n".join([header, *rows])
+
+
+def write_results(path: Path, costs: list[ForwardCost], height: int, width: int, batch_size: int) -> None:
+    """The results as JSON, with setting, hardware and versions."""
+    content = {
+        "setting": {"height": height, "width": width, "batch_size": batch_size, "dtype": "float32"},
+        "hardware": {"device": "cpu", "threads": torch.get_num_threads(), "machine": platform.machine()},
+        "versions": {name: version(name) for name in ("torch", "transformers")},
+        "costs": [asdict(cost) for cost in costs],
+    }
+    path.write_text(json.dumps(content, indent=2))
 
 
 def _inputs(height: int, width: int, batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:

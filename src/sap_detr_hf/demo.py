@@ -5,6 +5,7 @@ import shutil
 import time
 from pathlib import Path
 
+import torch
 from transformers import AutoImageProcessor, AutoModelForObjectDetection, pipeline
 
 from .digits import make_digits
@@ -16,7 +17,8 @@ from .training import train
 from .training_settings import TrainingSettings, read_recipe
 
 PICTURES = 12
-THRESHOLD = 0.4
+THRESHOLD = 0.3
+DRAWN_SIDE = 384  # pixels: small pictures are enlarged before names cover their digits
 
 
 def run_demo(recipe: Path, output_dir: Path, train_images: int, val_images: int, size: int, **overrides) -> dict:
@@ -32,6 +34,9 @@ def run_demo(recipe: Path, output_dir: Path, train_images: int, val_images: int,
 
     Returns:
         The contents of `demo.json`: AP, AP50, seconds of each part.
+
+    Raises:
+        InterruptedError: a signal stopped the training.
     """
     seconds, started = {}, time.monotonic()
 
@@ -45,7 +50,9 @@ def run_demo(recipe: Path, output_dir: Path, train_images: int, val_images: int,
     make_digits(output_dir / "digits", train=train_images, val=val_images, size=(size, size))
     lap("data")
     settings = {**read_recipe(recipe), "data": str(output_dir / "digits"), "output_dir": str(output_dir / "model")}
-    train(TrainingSettings(**{**settings, "backbone_weights": packaged_backbone(), **overrides}))
+    outcome = train(TrainingSettings(**{**settings, "backbone_weights": packaged_backbone(), **overrides}))
+    if outcome["status"] == "interrupted":
+        raise InterruptedError("The training was stopped by a signal; run the demo again to start over.")
     lap("training")
     evaluation = EvaluationSettings(
         model=str(output_dir / "model"), data=str(output_dir / "digits"), output=str(output_dir / "evaluation")
@@ -84,9 +91,11 @@ def draw_pictures(model_dir: Path, image_dir: Path, output_dir: Path) -> None:
         found = detector(image, threshold=THRESHOLD)
         detections[path.name] = found
         salient = detect_with_points(model, processor, image, THRESHOLD)
-        boxes = [list(detection["box"].values()) for detection in found]
         names, scores = [detection["label"] for detection in found], [detection["score"] for detection in found]
-        pictures.append(draw_detections(image, boxes, names, scores, salient.points.tolist()))
+        boxes = torch.tensor([list(detection["box"].values()) for detection in found]).reshape(-1, 4)
+        scale = max(1, round(DRAWN_SIDE / max(image.size)))
+        enlarged = image.resize((image.width * scale, image.height * scale))
+        pictures.append(draw_detections(enlarged, boxes * scale, names, scores, salient.points * scale))
         pictures[-1].save(output_dir / f"{path.stem}.png")
-    contact_sheet(pictures).save(output_dir / "all.png")
+    contact_sheet(pictures, columns=3).save(output_dir / "all.png")
     (output_dir / "detections.json").write_text(json.dumps(detections, indent=2))

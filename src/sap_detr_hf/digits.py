@@ -1,7 +1,7 @@
 """The demo data set: real handwritten digits scattered over crops of real photographs, in COCO format.
 
 Everything comes from files that scikit-learn ships (1,797 scanned digits of 8 x 8 pixels, two photographs), so nothing
-is downloaded. Training and validation pictures use different digits and different parts of the photographs.
+is downloaded. Training and validation pictures show different scans, on crops of the same photographs.
 """
 
 import json
@@ -17,7 +17,6 @@ DIGITS_PER_IMAGE = (1, 6)
 DIGIT_HEIGHT = (0.16, 0.40)  # of the picture's shorter side
 DIGIT_WIDENING = (0.85, 1.25)  # width of a digit against its scanned proportions
 VALIDATION_SHARE = 0.2  # of the scanned digits
-VALIDATION_STRIP = 0.4  # of each photograph's width, at its right
 INK_EDGES = (0.42, 0.68)  # grey values of the enlarged scan where a stroke begins and is fully opaque
 INK_TINT = 60  # grey levels (of 255) by which each colour channel of white or black ink may be off
 GAP = 2  # pixels between the boxes of two digits
@@ -25,7 +24,7 @@ GAP = 2  # pixels between the boxes of two digits
 
 @dataclass
 class DigitSource:
-    """What one split draws from: scans (n, 8, 8) with values 0..1, their digits (n,), and parts of photographs."""
+    """What one split draws from: scans (n, 8, 8) with values 0..1, their digits (n,), and photographs."""
 
     scans: np.ndarray
     digits: np.ndarray
@@ -64,7 +63,7 @@ def make_digits(
 
 
 def digit_sources(seed: int) -> dict[str, DigitSource]:
-    """Load scikit-learn's scans and photographs and divide both into a training and a validation part."""
+    """Load scikit-learn's photographs, and its scans divided into a training and a validation part."""
     try:
         from sklearn.datasets import load_digits, load_sample_images
     except ImportError as error:
@@ -78,7 +77,7 @@ def digit_sources(seed: int) -> dict[str, DigitSource]:
         split: DigitSource(
             scans=scans.images[indices].astype(np.float32) / 16,
             digits=scans.target[indices],
-            photographs=[_photograph_part(photograph, split) for photograph in photographs],
+            photographs=photographs,
         )
         for split, indices in chosen.items()
     }
@@ -98,12 +97,6 @@ def make_picture(
             _paint(canvas, opacity, place, rng)
             found.append((int(source.digits[index]), [*place, opacity.shape[1], opacity.shape[0]]))
     return Image.fromarray(canvas.round().astype(np.uint8)), found
-
-
-def _photograph_part(photograph: Image.Image, split: str) -> Image.Image:
-    border = round(photograph.width * (1 - VALIDATION_STRIP))
-    left, right = (0, border) if split == "train" else (border, photograph.width)
-    return photograph.crop((left, 0, right, photograph.height))
 
 
 def _background(source: DigitSource, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:

@@ -201,7 +201,7 @@ def objectness_focal_loss(logits: torch.Tensor, quality: torch.Tensor, config: S
 
 def normaliser(labels: list[dict[str, torch.Tensor]], device: torch.device) -> torch.Tensor:
     """Boxes in the batch of all processes / number of processes, at least 1, without a transfer from the device."""
-    total = torch.tensor(float(sum(len(label["class_labels"]) for label in labels)), device=device)
+    total = torch.full((), float(sum(len(label["class_labels"]) for label in labels)), device=device)
     if is_accelerate_available():
         from accelerate import PartialState
         from accelerate.utils import reduce
@@ -215,7 +215,7 @@ def layer_losses(
     predictions: LayerPredictions,
     targets: PaddedTargets,
     matches: list[list[tuple[torch.Tensor, torch.Tensor]]],
-    num_boxes: torch.Tensor,
+    num_boxes: torch.Tensor | float,
     config: SapDetrConfig,
 ) -> dict[str, torch.Tensor]:
     """Unweighted losses of each layer, (D,) each, for given matches."""
@@ -285,7 +285,7 @@ def sap_detr_loss(
     with torch.autocast(device.type, enabled=False):
         targets = pad_targets(labels, logits.shape[-1], device)
         matches = match_queries(predictions, targets, labels, config)
-        divisor = normaliser(labels, device) if num_boxes is None else torch.as_tensor(num_boxes, device=device)
+        divisor = normaliser(labels, device) if num_boxes is None else num_boxes
         losses = layer_losses(predictions, targets, matches, divisor, config)
     weights = {
         "loss_ce": config.class_loss_coefficient,

@@ -670,6 +670,8 @@ class SapDetrModel(SapDetrPreTrainedModel):
             pixel_values: (B, 3, height, width), normalised.
             pixel_mask: (B, height, width), 1 = image, 0 = padding; `None` when there is no padding.
         """
+        if pixel_values.device.type == "cpu":  # a quarter of the backbone's time there
+            pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         feature_map = self.input_projection(self.backbone(pixel_values).feature_maps[-1])  # (B, d, h, w)
         map_size = feature_map.shape[-2:]
         region = self.token_region(feature_map, pixel_mask)
@@ -728,22 +730,22 @@ class SapDetrForObjectDetection(SapDetrPreTrainedModel):
         self.loss_function = sap_detr_loss
         self.post_init()
 
-    def predict(self, outputs: SapDetrModelOutput, layers: range) -> dict[str, torch.Tensor]:
-        """Predictions of some decoder layers, stacked: (layers, B, N, ·), named as in the model's output."""
-        decoder = self.model.decoder
-        states = outputs.intermediate_hidden_states
-        sides = torch.stack([decoder.refine_sides(i, states[i], outputs.intermediate_box_sides[i]) for i in layers])
-        corners = self.model.query_points()
-        points = torch.stack(
-            [decoder.refine_points(i, states[i], outputs.intermediate_reference_points[i], corners) for i in layers]
-        )
-        first, later = [i for i in layers if i == 0], [i for i in layers if i > 0]
-        class_groups = ((self.class_heads[0], first), (self.class_heads[-1], later))
+    def predict(self, outputs: SapDetrModelOutput, first: int) -> dict[str, torch.Tensor]:
+        """Predictions of the decoder layers from `first` on, (layers, B, N, ·), named as in the model's output."""
+        decoder, corners = self.model.decoder, self.model.query_points()
+        states = outputs.intermediate_hidden_states  # (D, B, N, d)
+        entered_sides, entered_points = outputs.intermediate_box_sides, outputs.intermediate_reference_points
+        layers = range(first, len(states))
+        sides = torch.stack([decoder.refine_sides(i, states[i], entered_sides[i]) for i in layers])
+        points = torch.stack([decoder.refine_points(i, states[i], entered_points[i], corners) for i in layers])
+        logits = self.class_heads[-1](states[max(first, 1) :])
+        if first == 0:
+            logits = torch.cat([self.class_heads[0](states[:1]), logits])
         return {
-            "logits": torch.cat([head(states[group]) for head, group in class_groups if group]),
+            "logits": logits,
             "pred_boxes": boxes_from_sides(points, sides),
             "pred_points": points,
-            "pred_objectness": self.objectness_head(states[list(layers)]),
+            "pred_objectness": self.objectness_head(states[first:]),
         }
 
     @can_return_tuple
@@ -770,7 +772,7 @@ class SapDetrForObjectDetection(SapDetrPreTrainedModel):
         outputs = self.model(pixel_values, pixel_mask, **kwargs)
         depth = self.config.decoder_layers
         wants_auxiliary = labels is not None and self.config.auxiliary_loss
-        predictions = self.predict(outputs, range(0 if wants_auxiliary else depth - 1, depth))
+        predictions = self.predict(outputs, 0 if wants_auxiliary else depth - 1)
         loss, loss_dict, auxiliary_outputs = None, None, None
         if labels is not None:
             loss, loss_dict = self.loss_function(labels=labels, config=self.config, num_boxes=num_boxes, **predictions)
