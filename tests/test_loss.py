@@ -193,6 +193,8 @@ loss.backward()
 total = accelerator.reduce(loss.detach(), reduction="mean")
 if accelerator.is_main_process:
     torch.save({"loss": total, "grads": [p.grad for p in model.parameters() if p.grad is not None]}, sys.argv[1])
+accelerator.wait_for_everyone()
+del model, loss  # Gloo's threads end before the interpreter does, or it aborts
 accelerator.end_training()
 """
 
@@ -207,7 +209,7 @@ def test_two_processes_equal_one_on_the_joined_batch(tmp_path):
         [*command, str(tmp_path / "out.pt")],
         check=True,
         timeout=300,
-        env={**os.environ, "PYTHONPATH": tests, "ACCELERATE_USE_CPU": "true"},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([tests, *sys.path]), "ACCELERATE_USE_CPU": "true"},
     )
     two = torch.load(tmp_path / "out.pt", weights_only=True)
     model = tiny_model().train()
