@@ -27,6 +27,13 @@ def test_demo_figures_are_the_measured_ones():
     assert f"COCO AP {measured['AP']:.3f}, AP50 {measured['AP50']:.3f}, {minutes:.1f} minutes of training" in README
 
 
+def test_convergence_table_is_the_measured_one():
+    lines = (ROOT / "benchmarks" / "bccd_convergence.md").read_text().splitlines()
+    rows = [line for line in lines if line.startswith("|")]
+    assert len(rows) > 5
+    assert "\n".join(rows) in README
+
+
 def test_prediction_example_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     model = tiny_model()
