@@ -235,12 +235,8 @@ class RowPreparation:
         return torch.as_tensor(pixel_values)
 
 
-class DetectionRows(torch.utils.data.Dataset):
-    """Training or validation samples of a data set, by row number.
-
-    `category_ids` defaults to those of the data; give the model's where a model is fine-tuned or evaluated. Other
-    arguments are those of `RowPreparation`. Augmentation depends on `seed`, the epoch and the row number alone.
-    """
+class _PreparedSamples:
+    """What rows and streams of samples share: the preparation and the epoch that its augmentation depends on."""
 
     def __init__(
         self,
@@ -258,6 +254,18 @@ class DetectionRows(torch.utils.data.Dataset):
         # Shared memory, so that the epoch also reaches workers that live on between epochs.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
+    def set_epoch(self, epoch: int) -> None:
+        """Give the samples another augmentation."""
+        self._epoch.fill_(epoch)
+
+
+class DetectionRows(_PreparedSamples, torch.utils.data.Dataset):
+    """Training or validation samples of a data set, by row number.
+
+    `category_ids` defaults to those of the data; give the model's where a model is fine-tuned or evaluated. Other
+    arguments are those of `RowPreparation`. Augmentation depends on `seed`, the epoch and the row number alone.
+    """
+
     def __len__(self) -> int:
         return len(self.data.dataset)
 
@@ -270,28 +278,9 @@ class DetectionRows(torch.utils.data.Dataset):
         """
         return self.prepare(self.data.dataset[index], int(self._epoch), index)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Give the samples another augmentation."""
-        self._epoch.fill_(epoch)
 
-
-class DetectionStream(torch.utils.data.IterableDataset):
+class DetectionStream(_PreparedSamples, torch.utils.data.IterableDataset):
     """Samples of a streamed data set; arguments as for `DetectionRows`. Augmentation depends on the image id."""
-
-    def __init__(
-        self,
-        data: DetectionData,
-        image_processor: Any,
-        augmentation: Augmentation | None = None,
-        *,
-        category_ids: list[int] | str | None = "data",
-        seed: int = 0,
-        keep_crowd: bool = False,
-    ):
-        self.data = data
-        ids = data.category_ids if isinstance(category_ids, str) else category_ids
-        self.prepare = RowPreparation(image_processor, augmentation, ids, seed, keep_crowd)
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         epoch = int(self._epoch)
@@ -300,7 +289,7 @@ class DetectionStream(torch.utils.data.IterableDataset):
 
     def set_epoch(self, epoch: int) -> None:
         """Give the samples another augmentation, and a shuffled stream another order."""
-        self._epoch.fill_(epoch)
+        super().set_epoch(epoch)
         self.data.dataset.set_epoch(epoch)
 
 
