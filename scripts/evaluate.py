@@ -11,9 +11,8 @@ import os
 import shlex
 import sys
 
-import torch
-
 from sap_detr_hf.evaluation_report import EvaluationSettings, class_table, evaluate_model, metrics_table
+from sap_detr_hf.process_agreement import end_processes
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -32,8 +31,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{class_table(results['per_class'])}\n\n{metrics_table(results['metrics'])}\n")
         print(f"{results['images']} images, {results['images_per_second']:.2f} a second on {results['hardware']}")
         print(f"report: {settings.output}")
-    if torch.distributed.is_initialized():  # its threads must end before the interpreter does
-        torch.distributed.destroy_process_group()
+    end_processes()
     return 0
 
 

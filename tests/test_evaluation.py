@@ -449,6 +449,7 @@ from accelerate import Accelerator
 from sap_detr_hf import SapDetrForObjectDetection, SapDetrImageProcessor
 from sap_detr_hf.detection_data import load_detection_data
 from sap_detr_hf.evaluation import evaluate_detections, ground_truth
+from sap_detr_hf.process_agreement import end_processes
 
 model_dir, coco_dir = sys.argv[1:]
 accelerator = Accelerator(cpu=True)
@@ -473,7 +474,8 @@ if accelerator.is_main_process:
 accelerator.wait_for_everyone()
 outcomes.append(evaluated(data.dataset))
 json.dump(outcomes, open(f"rank{accelerator.process_index}.json", "w"))
-accelerator.end_training()
+del model
+end_processes()
 """
 
 

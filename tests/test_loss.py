@@ -182,6 +182,7 @@ TWO_PROCESSES = """
 import sys, torch
 from accelerate import Accelerator
 from torch.nn.parallel import DistributedDataParallel
+from sap_detr_hf.process_agreement import end_processes
 from tiny_model import tiny_inputs, tiny_labels, tiny_model
 accelerator = Accelerator(cpu=True)
 rank = accelerator.process_index
@@ -193,9 +194,8 @@ loss.backward()
 total = accelerator.reduce(loss.detach(), reduction="mean")
 if accelerator.is_main_process:
     torch.save({"loss": total, "grads": [p.grad for p in model.parameters() if p.grad is not None]}, sys.argv[1])
-accelerator.wait_for_everyone()
-del model, loss  # Gloo's threads end before the interpreter does, or it aborts
-accelerator.end_training()
+del model, loss
+end_processes()
 """
 
 

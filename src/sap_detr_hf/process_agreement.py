@@ -1,9 +1,11 @@
 # Copyright 2026 The sap_detr_hf authors. Licensed under the Apache License, Version 2.0.
 """Processes of one run fail together or not at all: a process that fails alone leaves the others waiting for ever."""
 
+import gc
 from collections.abc import Callable
 from typing import TypeVar
 
+import torch.distributed
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
@@ -37,6 +39,18 @@ def on_main_process(accelerator: Accelerator, action: Callable[[], Result]) -> R
     results = [result]
     broadcast_object_list(results)
     return results[0]  # type: ignore[return-value]
+
+
+def end_processes() -> None:
+    """Takes this process out of the group, when all have done their work; nothing to do for a single process.
+
+    Whatever holds the group, such as a model wrapped for several processes, must be out of use: its communication
+    threads end with the last holder, and a process whose interpreter ends before they do is aborted.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        gc.collect()
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 
 def one_sentence(error: BaseException) -> str:

@@ -14,7 +14,7 @@ from accelerate.utils import gather_object, send_to_device
 from transformers.utils.logging import disable_progress_bar
 
 from .evaluation import evaluate_detections
-from .process_agreement import on_main_process, one_sentence
+from .process_agreement import end_processes, on_main_process, one_sentence
 from .training_curves import draw_curves
 from .training_failure import TrainingFailed, first_bad_tensor
 from .training_progress import METRICS_FILE
@@ -36,6 +36,13 @@ def train(settings: TrainingSettings) -> dict[str, float | str]:
         TrainingFailed: a loss that is not finite or an unreadable image, on all processes; the last good checkpoint
             stays.
     """
+    result = run_training(settings)
+    end_processes()  # here, where nothing of the run is left
+    return result
+
+
+def run_training(settings: TrainingSettings) -> dict[str, float | str]:
+    """What [`train`] does and returns, without leaving the group of processes."""
     disable_progress_bar()  # transformers' own bars for single files
     accelerator = build_accelerator(settings)
     run = prepare_run(settings, accelerator)
@@ -255,7 +262,8 @@ def finish(run: TrainingRun) -> dict[str, float | str]:
 def close(run: TrainingRun, status: str) -> dict[str, float | str]:
     """Ends reports and trackers."""
     run.report.close()
-    run.accelerator.end_training()
+    for tracker in run.accelerator.trackers:
+        tracker.finish()
     progress = run.progress
     return {"status": status, "step": progress.step, "best_ap": progress.best_ap, "best_step": progress.best_step}
 
