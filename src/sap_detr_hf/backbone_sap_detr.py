@@ -2,6 +2,7 @@
 """The backbone of SAP-DETR: any `AutoBackbone`, with frozen BatchNorm, frozen stages and a dilated last stage (DC5)."""
 
 import re
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -11,7 +12,11 @@ from .configuration_sap_detr import SapDetrConfig
 
 
 class SapDetrFrozenBatchNorm2d(nn.Module):
-    """BatchNorm2d whose statistics and affine parameters are constants (buffers), as one fused operation."""
+    """BatchNorm2d whose statistics and affine parameters are constants (buffers).
+
+    A constant factor and shift per channel: nothing is kept for the backward pass, where PyTorch's own fused operation
+    would keep its whole input.
+    """
 
     def __init__(self, num_features: int, eps: float = 1e-5):
         super().__init__()
@@ -21,11 +26,15 @@ class SapDetrFrozenBatchNorm2d(nn.Module):
         self.register_buffer("running_mean", torch.zeros(num_features))
         self.register_buffer("running_var", torch.ones(num_features))
 
+    def scale_and_shift(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(C,) each, float32: the norm is `scale * x + shift`."""
+        scale = self.weight.float() * (self.running_var.float() + self.eps).rsqrt()
+        return scale, self.bias.float() - self.running_mean.float() * scale
+
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(B, C, h, w) -> the same shape."""
-        return nn.functional.batch_norm(
-            hidden_states, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
-        )
+        scale, shift = (values.to(hidden_states.dtype)[:, None, None] for values in self.scale_and_shift())
+        return torch.addcmul(shift, hidden_states, scale)
 
 
 class SapDetrFrozenBatchNormAct2d(SapDetrFrozenBatchNorm2d):
@@ -55,6 +64,26 @@ def freeze_batch_norm(module: nn.Module) -> None:
             if value is not None:
                 setattr(frozen, key, value.detach().clone())
         setattr(module, name, frozen)
+
+
+@torch.no_grad()
+def fold_batch_norm(backbone: nn.Module) -> None:
+    """Make each BatchNorm part of the convolution before it among its parent's children, for inference only.
+
+    The convolution gets a bias and keeps its name, the norm leaves; a norm without such a convolution stays.
+    """
+    freeze_batch_norm(backbone)
+    for parent in list(backbone.modules()):
+        for (_, convolution), (name, norm) in pairwise(list(parent.named_children())):
+            if not isinstance(convolution, nn.Conv2d) or not isinstance(norm, SapDetrFrozenBatchNorm2d):
+                continue
+            scale, shift = norm.scale_and_shift()
+            if convolution.bias is not None:
+                shift = shift + convolution.bias.float() * scale
+            weight = convolution.weight.float() * scale[:, None, None, None]
+            convolution.weight = nn.Parameter(weight.to(convolution.weight.dtype))
+            convolution.bias = nn.Parameter(shift.to(convolution.weight.dtype))
+            setattr(parent, name, getattr(norm, "activation", nn.Identity()))
 
 
 def dilate_last_stage(backbone: nn.Module) -> None:
@@ -108,5 +137,7 @@ def build_backbone(config: SapDetrConfig) -> nn.Module:
         dilate_last_stage(backbone)
     if config.freeze_backbone_batch_norm:
         freeze_batch_norm(backbone)
+    if config.inference_only:
+        fold_batch_norm(backbone)
     freeze_stages(backbone, config.frozen_backbone_stages)
     return backbone

@@ -63,6 +63,9 @@ class SapDetrConfig(PreTrainedConfig):
         class_loss_coefficient, objectness_loss_coefficient, bbox_loss_coefficient, giou_loss_coefficient,
         inner_loss_coefficient (`float`, defaults to 1, 1, 5, 2, 2): Loss coefficients.
         focal_alpha, focal_gamma (`float`, defaults to 0.25 and 2): Of the focal loss and the matching's class cost.
+        inference_only (`bool`, defaults to `False`):
+            The backbone's BatchNorm is part of its convolutions, and the model cannot be trained. Set by
+            [`SapDetrModel.optimize_for_inference`], which changes the weights accordingly.
         category_ids (`list[int]`, *optional*):
             The data set's own category id of each class index, for results in the data set's terms. `None`: the class
             index is the category id, as in the released COCO checkpoints with their 91 slots.
@@ -134,6 +137,7 @@ class SapDetrConfig(PreTrainedConfig):
     inner_loss_coefficient: float | int = 2.0
     focal_alpha: float | int = 0.25
     focal_gamma: float | int = 2.0
+    inference_only: bool = False
     category_ids: list[int] | None = None
     is_encoder_decoder: bool = True
     tie_word_embeddings: bool = False

@@ -8,10 +8,8 @@ left, top, right, bottom from a point to the sides of its box, in the same units
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import nn
@@ -19,13 +17,14 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .backbone_sap_detr import SapDetrFrozenBatchNorm2d, build_backbone, freeze_stages
+from .attention_sap_detr import SapDetrAttentionBase
+from .backbone_sap_detr import SapDetrFrozenBatchNorm2d, build_backbone, fold_batch_norm, freeze_stages
 from .configuration_sap_detr import SapDetrConfig
 from .initialisation_sap_detr import apply_init_rule, initialised
 from .loss_sap_detr import sap_detr_loss
@@ -106,73 +105,6 @@ class SapDetrFeedForward(nn.Module):
         """(B, L, d) -> (B, L, d)."""
         update = self.fc2(self.dropout(self.activation(self.fc1(hidden_states))))
         return self.layer_norm(hidden_states + self.dropout(update))
-
-
-def eager_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    position_bias: torch.Tensor | None = None,
-    **kwargs,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Plain attention, (B, H, N, ·) in and (B, N, H, ·) out; mask and bias are added to the logits."""
-    weights = query @ key.transpose(2, 3) * scaling
-    for bias in (attention_mask, position_bias):
-        if bias is not None:
-            weights = weights + bias
-    weights = nn.functional.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
-    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
-    return (weights @ value).transpose(1, 2).contiguous(), weights
-
-
-class SapDetrAttentionBase(nn.Module):
-    """What the three attentions share: heads, the attention interface, the output projection."""
-
-    def __init__(self, config: SapDetrConfig, num_heads: int, scaling: float):
-        super().__init__()
-        self.config = config
-        self.num_heads = num_heads
-        self.scaling = scaling
-        self.is_causal = False
-        self.out_proj = self.projection("xavier_zero_bias")
-
-    def projection(self, rule: str = "xavier", in_width: int | None = None) -> nn.Linear:
-        d_model = self.config.d_model
-        return initialised(nn.Linear(in_width or d_model, d_model), rule)  # type: ignore[return-value]
-
-    def split_heads(self, states: torch.Tensor) -> torch.Tensor:
-        return states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, L, d) -> (B, H, L, d / H)
-
-    def attend(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        position_bias: torch.Tensor | None = None,
-        **kwargs: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Heads already split, (B, H, ·, ·) -> (B, N, d) and the attention weights where the interface has them."""
-        interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
-        dropout = self.config.attention_dropout if self.training else 0.0
-        output, weights = interface(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            scaling=self.scaling,
-            dropout=dropout,
-            position_bias=position_bias,
-            **kwargs,
-        )
-        return self.out_proj(output.flatten(2)), weights
 
 
 # --- Encoder ---------------------------------------------------------------------------------------------------------
@@ -303,7 +235,7 @@ class SapDetrSideDirectedGaussian(nn.Module):
         """-((key - centre) * inverse_width)^2 / 8 along one axis: (B, H, N) -> (B, H, N, size)."""
         keys = torch.arange(size, device=centre.device, dtype=torch.float32) + 0.5
         exponent = ((keys - centre[..., None]) * inverse_width[..., None]).square() * -0.125
-        if dtype != torch.float32:
+        if dtype in (torch.float16, torch.bfloat16):
             # A softmax ignores a constant: with the nearest key at 0, no row can overflow to -inf in half precision.
             exponent = exponent - exponent.amax(-1, keepdim=True).detach()
             exponent = exponent.clamp(min=torch.finfo(dtype).min / 4)
@@ -429,12 +361,61 @@ class SapDetrPreTrainedModel(PreTrainedModel):
         """As in transformers, which loads every tensor as trainable: what the configuration freezes is frozen again."""
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # a tuple with `output_loading_info=True`
+        if model.config.inference_only:
+            model._settle_for_inference()
         for module in model.modules():
             if isinstance(module, SapDetrReferencePoints):
                 module.weight.requires_grad_(False)
             if isinstance(module, SapDetrModel):
                 freeze_stages(module.backbone, module.config.frozen_backbone_stages)
         return loaded
+
+    @torch.no_grad()
+    def optimize_for_inference(self) -> "SapDetrPreTrainedModel":
+        """Make the model faster, in place, and unable to train: the same outputs up to rounding (1e-5).
+
+        BatchNorm becomes part of the backbone's convolutions, their weights lie channels last, and what the first
+        decoder layer computes from parameters alone is computed once. Can be saved and loaded.
+
+        Returns:
+            The model itself, in evaluation mode.
+
+        Raises:
+            ValueError: BatchNorm of this backbone cannot be folded; the model is of no use then.
+        """
+        backbone = self.base_model.backbone
+        pixels = torch.linspace(-1, 1, 3 * 64 * 64).sin().view(1, 3, 64, 64)  # any values do
+        pixels = pixels.to(self.device, self.dtype)[:, :1].expand(-1, self.config.num_channels, -1, -1)
+        before = backbone.eval()(pixels).feature_maps[-1].float()
+        fold_batch_norm(backbone)
+        after = backbone.eval()(pixels).feature_maps[-1].float()
+        if (before - after).abs().max() > 0.05 * before.abs().max():  # not rounding, in bfloat16 neither
+            raise ValueError(
+                f"The BatchNorm of a {type(backbone).__name__} cannot be folded, because it does not follow the "
+                "convolution before it: use the model without `optimize_for_inference`."
+            )
+        self.config.inference_only = True
+        self._settle_for_inference()
+        return self.eval()
+
+    @torch.no_grad()
+    def _settle_for_inference(self):
+        self.requires_grad_(False)
+        self.base_model.backbone.to(memory_format=torch.channels_last)
+        self.base_model.keep_start_positions()
+
+    def train(self, mode: bool = True):
+        """As in PyTorch.
+
+        Raises:
+            RuntimeError: the model was optimised for inference.
+        """
+        if mode and self.config.inference_only:
+            raise RuntimeError(
+                "This model was optimised for inference (`inference_only`) and cannot be trained: load the model that "
+                "it was made from."
+            )
+        return super().train(mode)
 
     def set_attn_implementation(self, attn_implementation: str | dict, allow_all_kernels: bool = False):
         """As in transformers, but "sdpa" leaves submodels without it, such as a ResNet, as they are: no error."""
@@ -518,6 +499,7 @@ class SapDetrDecoder(SapDetrPreTrainedModel):
         self.box_position_head = SapDetrMLP([2 * d_model, d_model, d_model])
         self.side_heads = nn.ModuleList(SapDetrMLP([d_model] * 3 + [4], last_rule="zero") for _ in range(heads))
         self.point_heads = nn.ModuleList(SapDetrMLP([d_model] * 3 + [2], last_rule="zero") for _ in range(heads))
+        self.register_buffer("start_positions", None, persistent=False)  # (1, N, 5d) in a model for inference only
         self.post_init()
 
     def refine_sides(self, layer: int, hidden_states: torch.Tensor, sides: torch.Tensor) -> torch.Tensor:
@@ -542,6 +524,10 @@ class SapDetrDecoder(SapDetrPreTrainedModel):
         self, layer: int, hidden_states: torch.Tensor, points: torch.Tensor, sides: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Learned point and box positions, (B, N, d) each, and the sine embeddings scaled by the content, d and 2d."""
+        if layer == 0 and self.start_positions is not None:
+            d_model = self.config.d_model
+            kept = self.start_positions.expand(len(hidden_states), -1, -1)  # (B, N, 5d)
+            return kept.split([d_model, d_model, d_model, 2 * d_model], dim=-1)
         width, temperature = self.config.d_model // 2, self.config.position_temperature
         point_sine = sine_embedding(points, width, temperature).to(hidden_states.dtype)  # (B, N, d)
         box_sine = sine_embedding(box_corners(points, sides), width, temperature).to(hidden_states.dtype)  # (B, N, 2d)
@@ -631,6 +617,14 @@ class SapDetrModel(SapDetrPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module):
         """Replace the projection of image features to tokens."""
         self.input_projection = value
+
+    def keep_start_positions(self):
+        """Compute once what the first decoder layer embeds of the reference points and the first box sides."""
+        points = self.query_points()[None]  # (1, N, 2)
+        content = self.query_sides.weight.new_zeros(*points.shape[:2], self.config.d_model)
+        sides = self.query_sides.weight.float().sigmoid()[None]
+        self.decoder.start_positions = None
+        self.decoder.start_positions = torch.cat(self.decoder.embed_positions(0, content, points, sides), dim=-1)
 
     def token_region(self, feature_map: torch.Tensor, pixel_mask: torch.Tensor | None) -> TokenRegion:
         """Valid tokens of (B, d, h, w), and what the points' coordinates refer to."""

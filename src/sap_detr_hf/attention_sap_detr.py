@@ -1,0 +1,85 @@
+# Copyright 2026 The sap_detr_hf authors. Licensed under the Apache License, Version 2.0.
+"""What all attentions of SAP-DETR share: heads, transformers' attention interface, the additive position bias."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .configuration_sap_detr import SapDetrConfig
+from .initialisation_sap_detr import initialised
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    position_bias: torch.Tensor | None = None,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Plain attention, (B, H, N, ·) in and (B, N, H, ·) out; mask and bias are added to the logits."""
+    weights = query @ key.transpose(2, 3) * scaling
+    for bias in (attention_mask, position_bias):
+        if bias is not None:
+            weights = weights + bias
+    weights = nn.functional.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+class SapDetrAttentionBase(nn.Module):
+    """What the three attentions share: heads, the attention interface, the output projection."""
+
+    def __init__(self, config: SapDetrConfig, num_heads: int, scaling: float):
+        super().__init__()
+        self.config = config
+        self.num_heads = num_heads
+        self.scaling = scaling
+        self.is_causal = False
+        self.out_proj = self.projection("xavier_zero_bias")
+
+    def projection(self, rule: str = "xavier", in_width: int | None = None) -> nn.Linear:
+        """A linear layer to the model's width, initialised by a rule."""
+        d_model = self.config.d_model
+        return initialised(nn.Linear(in_width or d_model, d_model), rule)  # type: ignore[return-value]
+
+    def split_heads(self, states: torch.Tensor) -> torch.Tensor:
+        """(B, L, d) -> (B, H, L, d / H)."""
+        return states.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_bias: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Heads already split, (B, H, ·, ·) -> (B, N, d) and the attention weights where the interface has them."""
+        interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        dropout = self.config.attention_dropout if self.training else 0.0
+        width = value.shape[-1]
+        if query.device.type == "cpu" and self.config._attn_implementation == "sdpa":
+            # PyTorch's fused kernel for CPUs takes values as wide as the keys only, and keeps no weights in memory.
+            value = nn.functional.pad(value, (0, key.shape[-1] - width))
+        output, weights = interface(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            scaling=self.scaling,
+            dropout=dropout,
+            position_bias=position_bias,
+            **kwargs,
+        )
+        return self.out_proj(output[..., :width].flatten(2)), weights
