@@ -1,0 +1,381 @@
+"""A saved model to the Hugging Face Hub: checked, with its code and its card, in one commit."""
+
+import fnmatch
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, constants, get_token
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+from huggingface_hub.hf_api import ModelInfo, RepoFile
+from huggingface_hub.utils import validate_repo_id
+from PIL import Image
+from safetensors import SafetensorError
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+from .configuration_sap_detr import SapDetrConfig
+from .model_card import CONVERTED_TAG, RELEASED_LICENSE, REPO_ID, CardSources, check_card, model_card, read_results
+from .modeling_sap_detr import SapDetrForObjectDetection
+from .remote_code import remote_code_contents
+from .training_settings import TrainingSettings, read_recipe
+
+WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+# Weights that transformers would load from a repository; those of an earlier model must not outlive it.
+WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.bin.index.json")
+MADE_BY_THE_HUB = {".gitattributes"}
+
+
+class PublishingError(OSError):
+    """The Hub cannot be reached or refuses; the message is one sentence for the user."""
+
+
+@dataclass(frozen=True)
+class PublishedFile:
+    """One file of the repository: its name there, and its bytes or the local file that has them."""
+
+    name: str
+    content: Path | bytes
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return len(self.content) if isinstance(self.content, bytes) else self.content.stat().st_size
+
+    def digest(self, algorithm: str, header: bytes = b"") -> str:
+        """Hexadecimal digest of the header and the content."""
+        digest = hashlib.new(algorithm, header)
+        if isinstance(self.content, bytes):
+            digest.update(self.content)
+        else:
+            with self.content.open("rb") as file:
+                while block := file.read(2**20):
+                    digest.update(block)
+        return digest.hexdigest()
+
+    def is_remote(self, remote: RepoFile) -> bool:
+        """Whether the repository's file has this content; large files are known by SHA-256, others by git's SHA-1."""
+        if remote.lfs is not None:
+            return remote.lfs.sha256 == self.digest("sha256")
+        return remote.blob_id == self.digest("sha1", b"blob %d\0" % self.size)
+
+
+def card_for(
+    model_dir: str | os.PathLike,
+    repo_id: str,
+    *,
+    card: str | os.PathLike | None = None,
+    evaluation: str | os.PathLike | None = None,
+    dataset_id: str | None = None,
+    license: str | None = None,
+) -> str:
+    """The complete card of a model directory.
+
+    Args:
+        model_dir: its README.md is the card, if there is one and nothing else is given. Otherwise the card is written
+            from config.json, the training's settings.yaml and what is given.
+        repo_id: where it is published.
+        card: a file that is the card.
+        evaluation, dataset_id, license: see [`sources_of_directory`].
+
+    Raises:
+        OSError, ValueError: a file is absent or unreadable, or the card is incomplete; says what it lacks.
+    """
+    finished = card
+    if card is None and evaluation is dataset_id is license is None and (Path(model_dir) / "README.md").is_file():
+        finished = Path(model_dir) / "README.md"
+    if finished is not None:
+        text = Path(finished).read_text(encoding="utf-8")
+        remedy = f"Complete {finished}."
+    else:
+        text = model_card(sources_of_directory(model_dir, repo_id, evaluation, dataset_id, license))
+        remedy = "Say --license, or name a finished card with --card."
+    text = text.replace(REPO_ID, repo_id)
+    try:
+        check_card(text)
+    except ValueError as error:
+        raise ValueError(f"{error} {remedy}") from error
+    return text
+
+
+def sources_of_directory(
+    model_dir: str | os.PathLike,
+    repo_id: str = REPO_ID,
+    evaluation: str | os.PathLike | None = None,
+    dataset_id: str | None = None,
+    license: str | None = None,
+) -> CardSources:
+    """What the card of a directory that training or conversion left is written from.
+
+    Args:
+        model_dir: with config.json, preprocessor_config.json and, after a training, settings.yaml.
+        repo_id: where it is published.
+        evaluation: the results.json of this model's evaluation.
+        dataset_id: Hub id of the training data, where the settings name a folder.
+        license: of the weights; only that of converted checkpoints is known.
+
+    Raises:
+        OSError, ValueError: a file is absent or unreadable.
+    """
+    model_dir = Path(model_dir)
+    own, settings = model_dir / "README.md", model_dir / "settings.yaml"
+    tags = ModelCard.load(own, ignore_metadata_errors=True).data.tags if own.is_file() else None
+    converted = CONVERTED_TAG in (tags or [])
+    return CardSources(
+        SapDetrConfig.from_pretrained(model_dir),
+        repo_id=repo_id,
+        image_size=json.loads((model_dir / "preprocessor_config.json").read_text(encoding="utf-8")).get("size"),
+        evaluation=read_results(evaluation) if evaluation is not None else None,
+        settings=TrainingSettings(**read_recipe(settings)) if settings.is_file() else None,
+        converted=converted,
+        dataset_id=dataset_id,
+        license=license or (RELEASED_LICENSE if converted else None),
+    )
+
+
+def files_to_publish(model_dir: str | os.PathLike, card: str) -> list[PublishedFile]:
+    """What the repository gets: card, configurations, code, weights. The directory itself stays as it is.
+
+    Raises:
+        FileNotFoundError, ValueError: no SAP-DETR model, or a file of it is missing.
+    """
+    small = {"README.md": card.encode(), **remote_code_contents(model_dir)}
+    large = [PublishedFile(path.name, path) for path in weight_files(model_dir)]
+    return sorted([*(PublishedFile(*item) for item in small.items()), *large], key=lambda file: file.name)
+
+
+def weight_files(model_dir: str | os.PathLike) -> list[Path]:
+    """The safetensors files of a saved model, with their index where there are several.
+
+    Raises:
+        FileNotFoundError: there are none, or one that the index names is missing.
+        ValueError: the index is broken.
+    """
+    model_dir = Path(model_dir)
+    if (model_dir / WEIGHTS).is_file():
+        return [model_dir / WEIGHTS]
+    index = model_dir / WEIGHTS_INDEX
+    if not index.is_file():
+        raise FileNotFoundError(
+            f"{model_dir} has no safetensors weights ({WEIGHTS}); only those are published: load the model and save it "
+            "with save_pretrained, or convert a released checkpoint with scripts/convert_checkpoint.py."
+        )
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index} is no index of weights: save the model again.") from error
+    missing = [name for name in names if not (model_dir / name).is_file()]
+    if missing:
+        raise FileNotFoundError(f"{index} names {missing[0]}, which is not in {model_dir}.")
+    return [index, *(model_dir / name for name in names)]
+
+
+@torch.no_grad()
+def check_model(model_dir: str | os.PathLike) -> None:
+    """Load the model whole and run it on an image.
+
+    Raises:
+        OSError, ValueError: it cannot be loaded, lacks weights, has others, or gives no finite numbers.
+    """
+    try:
+        model, loading = SapDetrForObjectDetection.from_pretrained(
+            model_dir, dtype=torch.float32, output_loading_info=True
+        )
+    except SafetensorError as error:
+        raise ValueError(f"The weights in {model_dir} are broken or truncated ({error}).") from error
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if loading[kind]:
+            raise ValueError(
+                f"The weights in {model_dir} are not those of its config.json: {kind.replace('_keys', '')} "
+                f"{sorted(map(str, loading[kind]))[0]}."
+            )
+    image_processor = AutoImageProcessor.from_pretrained(model_dir)
+    image = Image.linear_gradient("L").resize((320, 240)).convert("RGB")
+    outputs = model.eval()(**image_processor(images=[image], return_tensors="pt"))
+    if not (outputs.logits.isfinite().all() and outputs.pred_boxes.isfinite().all()):
+        raise ValueError(f"The model in {model_dir} gives numbers that are not finite: its weights are broken.")
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Make sure that a repository is named `owner/name`.
+
+    Raises:
+        ValueError: it is not.
+    """
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(f"{repo_id!r} is no repository name: {error}") from error
+    if "/" not in repo_id:
+        raise ValueError(f"Name the repository with its owner: YOUR_NAME/{repo_id} instead of {repo_id}.")
+
+
+class HubRepository:
+    """A model repository on the Hub that this user may write to.
+
+    Args:
+        repo_id: `owner/name`.
+        private: nobody else may see it; also required of a repository that exists already.
+
+    Raises:
+        PublishingError: no token, no right to write, host unreachable, or a public repository that was to be private.
+    """
+
+    def __init__(self, repo_id: str, private: bool = False):
+        self.repo_id, self.private, self.api = repo_id, private, HfApi()
+        if get_token() is None:
+            raise PublishingError(
+                "There is no Hugging Face token: run `hf auth login`, or set HF_TOKEN to a token with the right to "
+                "write (https://huggingface.co/settings/tokens)."
+            )
+        with hub_errors(repo_id):
+            self._check_rights(self.api.whoami())
+            self.info = self._find()
+        if self.info is not None and private and not self.info.private:
+            raise PublishingError(
+                f"{repo_id} exists and is public: make it private in its settings first, or leave --private out."
+            )
+
+    def _check_rights(self, user: dict[str, Any]) -> None:
+        owner = self.repo_id.split("/")[0]
+        owners = [user["name"], *(organization["name"] for organization in user.get("orgs", []))]
+        if owner.lower() not in map(str.lower, owners):
+            raise PublishingError(
+                f"The token is that of {user['name']}, who may not write to {owner}: publish to one of "
+                f"{', '.join(owners)}."
+            )
+        if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
+            raise PublishingError(
+                "The token may only read: make one with the right to write (https://huggingface.co/settings/tokens)."
+            )
+
+    def _find(self) -> ModelInfo | None:
+        try:
+            return self.api.model_info(self.repo_id)
+        except RepositoryNotFoundError:
+            return None
+
+    @property
+    def names(self) -> set[str]:
+        """Names of the files in it, without what the Hub itself put there."""
+        siblings = (self.info.siblings if self.info else None) or []
+        return {sibling.rfilename for sibling in siblings} - MADE_BY_THE_HUB
+
+    def holds(self, files: Sequence[PublishedFile]) -> bool:
+        """Whether it holds exactly these files."""
+        if self.names != {file.name for file in files}:
+            return False
+        with hub_errors(self.repo_id):
+            remote = {file.path: file for file in self.api.get_paths_info(self.repo_id, sorted(self.names))}
+        return all(isinstance(found := remote.get(file.name), RepoFile) and file.is_remote(found) for file in files)
+
+    def outdated_weights(self, files: Sequence[PublishedFile]) -> list[str]:
+        """Weights in it that the files do not replace, and that would be loaded beside or instead of them."""
+        others = self.names - {file.name for file in files}
+        return sorted(name for name in others if any(fnmatch.fnmatch(name, pattern) for pattern in WEIGHT_PATTERNS))
+
+    def upload(self, files: Sequence[PublishedFile]) -> str:
+        """Add or replace the files in one commit; large ones go by the Hub's large-file storage (Xet or LFS) before.
+
+        Until that commit nothing changes for others. After an interruption a second call goes on: large files, or parts
+        of them, that have arrived are not sent again.
+
+        Returns:
+            The commit's address.
+
+        Raises:
+            PublishingError: the Hub refused or could not be reached, or the repository has changed meanwhile.
+        """
+        operations: list[Any] = [CommitOperationDelete(name) for name in self.outdated_weights(files)]
+        operations += [CommitOperationAdd(file.name, file.content) for file in files]
+        with hub_errors(self.repo_id):
+            if self.info is None:
+                self.api.create_repo(self.repo_id, private=self.private)
+                self.info = self.api.model_info(self.repo_id)
+            commit = self.api.create_commit(
+                self.repo_id, operations, commit_message="Publish SAP-DETR", parent_commit=self.info.sha
+            )
+        return commit.commit_url
+
+
+def publish(
+    model_dir: str | os.PathLike, repo_id: str, card: str, *, private: bool = False, update: bool = False
+) -> str:
+    """Check a saved model and put it on the Hub with its code and card; cheap checks come first.
+
+    Args:
+        model_dir: configuration, image processor and safetensors weights; other files in it stay here.
+        repo_id: `owner/name`; is created if it does not exist.
+        card: the complete text of its README.md, see [`card_for`].
+        private: make the repository private.
+        update: allow a repository that holds other files: equal names are replaced, outdated weights deleted.
+
+    Returns:
+        The address of the commit, or of the repository where it holds all this already.
+
+    Raises:
+        PublishingError, OSError, ValueError: what is wrong and what to do, in one sentence.
+    """
+    check_repo_id(repo_id)
+    files = files_to_publish(model_dir, card)
+    repository = HubRepository(repo_id, private)
+    if repository.names and not update:
+        if repository.holds(files):
+            return f"{constants.ENDPOINT}/{repo_id}"
+        raise PublishingError(
+            f"{repo_id} exists and holds other contents ({len(repository.names)} files, for instance "
+            f"{min(repository.names)}): choose another name, or say --update to replace files of the same name in one "
+            "commit."
+        )
+    check_model(model_dir)
+    return repository.upload(files)
+
+
+@contextmanager
+def hub_errors(repo_id: str) -> Iterator[None]:
+    """Turns what the Hub's client raises into a [`PublishingError`] that says what to do."""
+    try:
+        yield
+    except OfflineModeIsEnabled as error:
+        raise PublishingError("HF_HUB_OFFLINE is set: unset it to publish.") from error
+    except (HTTPError, RuntimeError, ConnectionError, TimeoutError) as error:  # the latter three: of large files
+        causes = [error, error.__cause__]
+        answered = next((cause for cause in causes if isinstance(cause, HfHubHTTPError)), None)
+        if answered is not None:
+            raise PublishingError(_explain_status(answered, repo_id)) from error
+        raise PublishingError(
+            f"{constants.ENDPOINT} cannot be reached or the connection broke ({_first_line(causes[-1] or error)}). "
+            "Nothing is published; run the command again, it goes on with what has not arrived."
+        ) from error
+
+
+def _explain_status(error: HfHubHTTPError, repo_id: str) -> str:
+    status = error.response.status_code
+    reasons = {
+        401: "The Hub does not accept the token: run `hf auth login` again, or correct HF_TOKEN.",
+        403: f"The token has no right to write to {repo_id}: make one that has (https://huggingface.co/settings/tokens).",
+        409: f"{repo_id} was changed by someone else at the same time: look at it, then run the command again.",
+        412: f"{repo_id} was changed by someone else at the same time: look at it, then run the command again.",
+        429: "The Hub refuses for now because of too many requests: wait some minutes and run the command again.",
+    }
+    said = f"HTTP {status}" + (f": {error.server_message}" if error.server_message else "")
+    if status in reasons:
+        return f"{reasons[status]} ({said})"
+    again = "; run the command again, it goes on with what has not arrived" if status >= 500 else ""
+    return f"The Hub did not accept the model ({said}){again}."
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".") if lines else type(error).__name__
