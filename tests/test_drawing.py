@@ -92,3 +92,12 @@ def test_script_shows_training_data(tmp_path, monkeypatch, capsys, with_model):
     shown = sorted(path.name for path in (tmp_path / "shown").iterdir())
     assert shown == ["0000_image_id_1.png", "0001_image_id_2.png", "0002_image_id_3.png", "all.png"]
     assert 72 <= min(Image.open(tmp_path / "shown" / shown[0]).size) <= 120
+
+
+def test_small_images_are_enlarged_with_their_boxes_and_points():
+    image = Image.new("RGB", (60, 40), "grey")
+    drawn = draw_detections(image, [[10, 15, 30, 35]], ["cat"], points=[[20, 25]], least_side=150)
+    assert drawn.size == (180, 120)
+    for place in ((30, 75), (90, 75), (60, 105), (60, 75)):
+        assert pixel(drawn, *place) == label_colour("cat"), place
+    assert draw_detections(image, [[10, 15, 30, 35]], ["cat"], least_side=60).size == (60, 40)

@@ -14,6 +14,7 @@ def draw_detections(
     labels: Sequence[str],
     scores: Any = None,
     points: Any = None,
+    least_side: int = 0,
 ) -> Image.Image:
     """A copy of the image with boxes, names and points; each name has its own colour, the same in every picture.
 
@@ -23,6 +24,8 @@ def draw_detections(
         labels: n names.
         scores: n scores in [0, 1], written behind the names.
         points: (n, 2) x, y in pixels: the reference point of each box.
+        least_side: Pixels that the longer side shall have at least: smaller images are enlarged by a whole factor, so
+            that names do not cover what they name. 0 keeps the size.
 
     Raises:
         ValueError: Boxes, labels, scores and points are not equally many.
@@ -34,12 +37,18 @@ def draw_detections(
         if values is not None and len(values) != len(corners):
             raise ValueError(f"There are {len(corners)} boxes but {len(values)} {name}.")
     picture = image.convert("RGB")
+    factor = -(-least_side // max(picture.size)) or 1
+    if factor > 1:
+        picture = picture.resize((picture.width * factor, picture.height * factor))
+        corners, point_list = (
+            [[value * factor for value in row] for row in rows or []] for rows in (corners, point_list)
+        )
     draw = ImageDraw.Draw(picture)
     thickness = max(2, round(min(picture.size) / 250))
     # Large boxes first, so that small ones stay visible.
     for index in sorted(range(len(corners)), key=lambda index: -_area(corners[index])):
         _draw_box(draw, corners[index], label_colour(labels[index]), thickness)
-    for index, box in enumerate(corners):
+    for index, box in reversed(list(enumerate(corners))):  # best first is usual: its name covers others
         text = labels[index] if score_list is None else f"{labels[index]}: {score_list[index]:.2f}"
         _draw_name(draw, box, text, label_colour(labels[index]))
     for index, point in enumerate(point_list or []):

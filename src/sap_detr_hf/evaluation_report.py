@@ -16,18 +16,17 @@ from accelerate import Accelerator
 from matplotlib.figure import Figure
 from PIL import Image
 from pycocotools import mask as mask_api
-from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
 from .coco_metric import METRIC_NAMES, CocoMetric
 from .detection_data import DetectionData, check_categories, load_detection_data, open_row_image
 from .drawing import contact_sheet, draw_detections
 from .evaluation import Evaluation, evaluate_detections, ground_truth
+from .pretrained import AUTOCAST_DTYPES, load_pretrained
 from .process_agreement import on_main_process, together
 
 PACKAGES = ("sap-detr-hf", "torch", "torchvision", "transformers", "accelerate", "datasets", "pycocotools", "numpy")
 TABLE_COLUMNS = ("boxes", "AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR100")
 RECALLS = np.linspace(0, 1, 101)
-AUTOCAST_DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # The worst images are those with the most mistakes among detections of at least this score, at this IoU.
 SHOWN_SCORE, SHOWN_IOU = 0.5, 0.5
 
@@ -125,33 +124,6 @@ def evaluate_model(settings: EvaluationSettings, command: str | None = None) -> 
     return results
 
 
-def load_model(name: str) -> tuple[torch.nn.Module, Any]:
-    """A saved model, in float32, and its image processor.
-
-    Raises:
-        OSError: there is no such model.
-        ValueError: it is no complete object detection model; some weights are missing.
-    """
-    path = Path(name)
-    if path.is_file():
-        raise ValueError(
-            f"{name} is a file, not a model directory; scripts/convert_checkpoint.py makes one of a checkpoint"
-        )
-    if path.is_dir() and not (path / "config.json").is_file():
-        raise ValueError(f"{name} is no model directory: it has no config.json")
-    try:
-        model, loading = AutoModelForObjectDetection.from_pretrained(
-            name, dtype=torch.float32, output_loading_info=True
-        )
-        image_processor = AutoImageProcessor.from_pretrained(name)
-    except OSError as error:
-        raise OSError(f"{name} cannot be loaded as a model: {str(error).strip().splitlines()[0]}") from error
-    absent = [*loading["missing_keys"], *loading["mismatched_keys"]]
-    if absent:
-        raise ValueError(f"{name} lacks {len(absent)} weights of its model, for instance {sorted(map(str, absent))[0]}")
-    return model, image_processor
-
-
 def check_images_exist(dataset: Any) -> None:
     """Makes sure before the first prediction that all image files are there.
 
@@ -170,7 +142,7 @@ def check_images_exist(dataset: Any) -> None:
 
 
 def _prepare(settings: EvaluationSettings) -> tuple[torch.nn.Module, Any, DetectionData]:
-    model, image_processor = load_model(settings.model)
+    model, image_processor = load_pretrained(settings.model)
     wanted = {"shortest_edge": settings.shortest_edge, "longest_edge": settings.longest_edge}
     size = {**dict(image_processor.size), **{key: value for key, value in wanted.items() if value is not None}}
     image_processor = type(image_processor).from_dict({**image_processor.to_dict(), "size": size})

@@ -1,0 +1,146 @@
+"""What a prediction leaves in its folder, written image by image."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+from PIL import Image
+
+from .drawing import draw_detections
+from .prediction_sources import InputImage, short_name
+from .salient_detection import SalientDetections
+
+FILES = ("detections.jsonl", "predictions.json", "failed.jsonl")
+PICTURES = "pictures"
+JPEG_QUALITY = 90
+LEAST_SIDE = 400  # pixels of a picture: smaller images are enlarged
+
+
+def prepare_folder(output: Path, overwrite: bool, results: Sequence[str] = (*FILES, PICTURES)) -> None:
+    """Make the folder; with `overwrite`, remove what an earlier run left there (`results`), and nothing else.
+
+    Raises:
+        ValueError: the folder is not empty, and is not to be overwritten.
+        OSError: it cannot be made.
+    """
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"{output} is a file; the results need a folder.")
+    if output.is_dir() and any(output.iterdir()) and not overwrite:
+        raise ValueError(f"{output} is not empty: name another folder, or give --overwrite to replace its results.")
+    output.mkdir(parents=True, exist_ok=True)
+    for name in results:
+        if (output / name).is_dir():
+            shutil.rmtree(output / name)
+        else:
+            (output / name).unlink(missing_ok=True)
+
+
+class PredictionResults:
+    """Writes the results; a context manager, whose files are whole also after an error or an interruption.
+
+    * `detections.jsonl`: one JSON record a line and image: `file`, `image_id`, `frame` (of videos), `width`, `height`,
+      `picture` (where drawn) and `detections`, each with `label`, `score`, `box` x1, y1, x2, y2 and `point` x, y, in
+      pixels of the upright image;
+    * `predictions.json`: COCO results, a list of `image_id`, `category_id`, `bbox` x, y, width, height, `score`;
+    * `failed.jsonl`: `file`, `frame` and `error` of what could not be predicted;
+    * `pictures/`: JPEGs with boxes, names and points, small images enlarged.
+
+    Args:
+        output: an existing folder.
+        category_ids: the data set's own id of each class index; None where the class index is that id.
+        draw: whether to write pictures.
+    """
+
+    def __init__(self, output: Path, category_ids: Sequence[int] | None = None, draw: bool = True):
+        self.output = output
+        self.category_ids = category_ids
+        self.draw = draw
+        self.images = self.detections = self.failed = 0
+        if draw:
+            (output / PICTURES).mkdir(exist_ok=True)
+
+    def __enter__(self) -> "PredictionResults":
+        self._records, self._coco, self._failures = (self._open(name) for name in FILES)
+        self._coco.write("[")
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._coco.write("\n]\n")
+        for file in (self._records, self._coco, self._failures):
+            file.close()
+
+    def add(self, source: InputImage, image_id: int, image: Image.Image, found: SalientDetections) -> None:
+        """Write one image's detections."""
+        record: dict[str, Any] = {"file": source.name, "image_id": image_id}
+        if source.frame is not None:
+            record["frame"] = source.frame
+        record |= {"width": image.width, "height": image.height}
+        if self.draw:
+            record["picture"] = self._draw(source, image_id, image, found)
+        self._write(self._records, {**record, "detections": _readable(found)})
+        for result in self._coco_results(image_id, found):
+            self._coco.write(",\n" if self.detections else "\n")
+            self._coco.write(json.dumps(result))
+            self.detections += 1
+        self.images += 1
+
+    def fail(self, source: InputImage, error: Exception) -> None:
+        """Note an image that could not be predicted."""
+        record: dict[str, Any] = {"file": source.name}
+        if source.frame is not None:
+            record["frame"] = source.frame
+        self._write(self._failures, {**record, "error": str(error)})
+        self.failed += 1
+
+    def _open(self, name: str) -> TextIO:
+        return (self.output / name).open("w", encoding="utf-8")
+
+    @staticmethod
+    def _write(file: TextIO, record: dict[str, Any]) -> None:
+        file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        file.flush()  # can be read while the prediction runs
+
+    def _coco_results(self, image_id: int, found: SalientDetections) -> list[dict[str, Any]]:
+        results = []
+        for index, score, (x1, y1, x2, y2) in zip(
+            found.classes.tolist(), found.scores.tolist(), found.boxes.tolist(), strict=True
+        ):
+            category_id = index if self.category_ids is None else self.category_ids[index]
+            box = [x1, y1, x2 - x1, y2 - y1]  # unrounded: the same AP as scripts/evaluate.py
+            results.append({"image_id": image_id, "category_id": category_id, "bbox": box, "score": score})
+        return results
+
+    def _draw(self, source: InputImage, image_id: int, image: Image.Image, found: SalientDetections) -> str:
+        picture = draw_detections(image, found.boxes, found.labels, found.scores, found.points, least_side=LEAST_SIDE)
+        name = short_name(source.name)
+        if source.frame is not None:
+            name = f"{name}_{source.frame:06d}"
+        while True:
+            try:
+                file = (self.output / PICTURES / f"{name}.jpg").open("xb")
+                break
+            except FileExistsError:  # another folder's file of the same name; no list of names has to be kept
+                name = f"{name}_{image_id}"
+        with file:
+            picture.save(file, format="JPEG", quality=JPEG_QUALITY)
+        return f"{PICTURES}/{name}.jpg"
+
+
+def _readable(found: SalientDetections) -> list[dict[str, Any]]:
+    columns = (found.labels, found.scores.tolist(), found.boxes.tolist(), found.points.tolist())
+    return [
+        {
+            "label": label,
+            "score": round(score, 4),
+            "box": [_rounded(value) for value in box],
+            "point": [_rounded(value) for value in point],
+        }
+        for label, score, box, point in zip(*columns, strict=True)
+    ]
+
+
+def _rounded(pixels: float) -> float:
+    return round(pixels, 2)

@@ -1,0 +1,43 @@
+"""Saved models, from a directory or the Hub, complete or not at all."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoImageProcessor, AutoModelForObjectDetection, PreTrainedModel
+
+AUTOCAST_DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_pretrained(name: str) -> tuple[PreTrainedModel, Any]:
+    """A saved object detection model, in float32, and its image processor.
+
+    Args:
+        name: model directory or Hub id.
+
+    Raises:
+        OSError: there is no such model.
+        ValueError: it is no complete object detection model; some weights are missing.
+    """
+    path = Path(name)
+    if path.is_file():
+        raise ValueError(
+            f"{name} is a file, not a model directory; scripts/convert_checkpoint.py makes one of a checkpoint."
+        )
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise ValueError(f"{name} is no model directory: it has no config.json.")
+    try:
+        model, loading = AutoModelForObjectDetection.from_pretrained(
+            name, dtype=torch.float32, output_loading_info=True
+        )
+        image_processor = AutoImageProcessor.from_pretrained(name)
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0]
+        place = "" if path.is_dir() else "is no model directory here, and "
+        raise OSError(f"{name} {place}cannot be loaded: {reason}") from error
+    absent = [*loading["missing_keys"], *loading["mismatched_keys"]]
+    if absent:
+        raise ValueError(
+            f"{name} lacks {len(absent)} weights of its model, for instance {sorted(map(str, absent))[0]}."
+        )
+    return model, image_processor
