@@ -1,0 +1,313 @@
+"""What SAP-DETR computed on the way to one detection: its point, sides and boxes per layer, where its heads looked.
+
+Everything comes from one ordinary forward pass: the model's outputs, and forward hooks on the side-directed Gaussian
+and on the cross-attention. Drawing is in `explanation_figures.py`. Letters in shape comments: D decoder layers,
+N queries, H heads, h and w rows and columns of the feature map, T true boxes. All positions are pixels of the upright
+image.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from .loss_sap_detr import LayerPredictions, match_queries, pad_targets
+from .modeling_sap_detr import SapDetrForObjectDetection
+from .salient_detection import SalientDetections, label_name, salient_detections
+
+
+@dataclass
+class Explanation:
+    """How one query came to its box.
+
+    Args:
+        image: the upright RGB image.
+        detections: all detections of the image above the threshold, best first.
+        query: index of the explained query, row-major in the grid.
+        label: name of the explained class: the detection's, or the query's best.
+        layer: the decoder layer (0 = first) of `gaussian` and `attention`.
+        scores: (D,) probability of the class after each layer.
+        points: (D, 2) x, y of the salient point after each layer.
+        boxes: (D, 4) x1, y1, x2, y2 after each layer. The last point and box are the detection's.
+        sides: (D, 4) distances left, top, right, bottom from the point to the box's sides after each layer.
+        entered_points: (D, 2) the point that each layer started from; the first is the reference point.
+        entered_sides: (D, 4) the distances that each layer started from: the Gaussian leads along them.
+        reference_points: (N, 2) x, y, every query's fixed point: the upper left corner of its cell.
+        cell_size: width and height of a cell; a point never leaves its cell.
+        gaussian: (H, h, w) the side-directed Gaussian's weights in [0, 1], by which attention is multiplied before it
+            is normalised.
+        gaussian_centres: (H, 2) x, y of each head's Gaussian, between the entered point and the sides it started from.
+        gaussian_widths: (H, 2) its standard deviations along x and y.
+        attention: (H, h, w) cross-attention weights, the sum of each head is 1; 0 in the padding.
+        map_size: width and height of what the h x w map covers, from the image's upper left corner. Larger than the
+            image where the processor pads. As in the model, the map is stretched evenly over its input.
+    """
+
+    image: Image.Image
+    detections: SalientDetections
+    query: int
+    label: str
+    layer: int
+    scores: np.ndarray
+    points: np.ndarray
+    boxes: np.ndarray
+    sides: np.ndarray
+    entered_points: np.ndarray
+    entered_sides: np.ndarray
+    reference_points: np.ndarray
+    cell_size: tuple[float, float]
+    gaussian: np.ndarray
+    gaussian_centres: np.ndarray
+    gaussian_widths: np.ndarray
+    attention: np.ndarray
+    map_size: tuple[float, float]
+
+
+@dataclass
+class MatchingExplanation:
+    """Which query learns which true box, at every decoder layer, as the training loss matches them.
+
+    Args:
+        image: the upright RGB image.
+        true_boxes: (T, 4) x1, y1, x2, y2.
+        true_labels: T names.
+        queries: (D, T) int64, the query matched to each true box.
+        points: (D, T, 2) x, y of the matched queries' points.
+        boxes: (D, T, 4) x1, y1, x2, y2 of the matched queries' boxes.
+        cells: (D, T, 4) x1, y1, x2, y2 of the matched queries' cells.
+        reference_points: (N, 2) x, y of all queries.
+        cell_size: width and height of a cell.
+    """
+
+    image: Image.Image
+    true_boxes: np.ndarray
+    true_labels: list[str]
+    queries: np.ndarray
+    points: np.ndarray
+    boxes: np.ndarray
+    cells: np.ndarray
+    reference_points: np.ndarray
+    cell_size: tuple[float, float]
+
+
+@torch.no_grad()
+def explain_detection(
+    model: SapDetrForObjectDetection,
+    image_processor: Any,
+    image: Image.Image,
+    *,
+    detection: int = 0,
+    query: int | None = None,
+    threshold: float = 0.5,
+    layer: int = -1,
+) -> Explanation:
+    """Explain one detection of an image, or one query whether it detected something or not.
+
+    Args:
+        model: `SapDetrForObjectDetection`; it is left as it was (mode, attention implementation, hooks).
+        image_processor: the model's.
+        image: upright RGB, see `image_files.open_image`.
+        detection: which detection, 0 = the best.
+        query: explain this query instead.
+        threshold: what counts as a detection.
+        layer: decoder layer of Gaussian and attention, negative from the last.
+
+    Raises:
+        ValueError: there is no such detection, query or layer; says how many there are.
+    """
+    depth = model.config.decoder_layers
+    if not -depth <= layer < depth:
+        raise ValueError(f"layer is {layer}, but the model has the decoder layers 0 to {depth - 1}.")
+    layer %= depth
+    inputs = image_processor(images=[image], return_tensors="pt").to(model.device, model.dtype)
+    with _observed(model, layer) as seen:
+        outputs = model(**inputs)
+        predictions = model.predict(outputs, 0)  # per layer, (D, 1, N, ·)
+    detections = salient_detections(outputs, [image.size], model.config.id2label, threshold)[0]
+    query, class_index = _chosen(outputs.logits[0], detections, detection, query, threshold)
+    boxes, points = _layer_boxes(predictions, image.size)
+    entered_points = torch.stack([seen[i]["points"][0] for i in range(depth)])[:, query]  # (D, 2)
+    entered_sides = torch.stack([seen[i]["sides"][0] for i in range(depth)])[:, query]  # (D, 4)
+    rows, columns = seen[layer]["map_shape"]
+    map_size = _map_size(inputs, image)
+    token_size = np.array(map_size, dtype=np.float32) / [columns, rows]
+    return Explanation(
+        image=image,
+        detections=detections,
+        query=query,
+        label=label_name(model.config.id2label, class_index),
+        layer=layer,
+        scores=_array(predictions["logits"][:, 0, query, class_index].sigmoid()),
+        points=points[:, query],
+        boxes=boxes[:, query],
+        sides=np.concatenate([points - boxes[..., :2], boxes[..., 2:] - points], axis=-1)[:, query],
+        entered_points=_array(entered_points) * _scale(image, 1),
+        entered_sides=_array(entered_sides) * _scale(image, 2),
+        gaussian=_array(seen[layer]["gaussian"][0, :, query].float().exp()).reshape(-1, rows, columns),
+        gaussian_centres=_array(seen[layer]["centres"][0, query]) * token_size,
+        gaussian_widths=_array(seen[layer]["widths"][0, query]) * token_size,
+        attention=_array(seen[layer]["attention"][0, :, query]).reshape(-1, rows, columns),
+        map_size=map_size,
+        **_grid(model, image),
+    )
+
+
+@torch.no_grad()
+def explain_matching(
+    model: SapDetrForObjectDetection, image_processor: Any, image: Image.Image, boxes: Any, classes: Any
+) -> MatchingExplanation:
+    """Match queries to true boxes as the loss does, at every decoder layer.
+
+    Args:
+        model: `SapDetrForObjectDetection`; it is left as it was.
+        image_processor: the model's.
+        image: upright RGB.
+        boxes: (T, 4) x1, y1, x2, y2 of the true boxes in pixels.
+        classes: (T,) their class indices.
+
+    Raises:
+        ValueError: more boxes than queries, a class that the model does not have, or a box without extent.
+    """
+    corners = torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    scaled = corners / torch.from_numpy(_scale(image, 2)).float()
+    target = torch.cat([(scaled[:, :2] + scaled[:, 2:]) / 2, scaled[:, 2:] - scaled[:, :2]], dim=-1)  # cx, cy, w, h
+    labels = [{"class_labels": torch.as_tensor(classes, dtype=torch.int64).reshape(-1), "boxes": target}]
+    inputs = image_processor(images=[image], return_tensors="pt").to(model.device, model.dtype)
+    with _as_at_prediction(model):
+        predictions = model.predict(model(**inputs), 0)
+    layers = LayerPredictions(
+        predictions["logits"].float(),
+        predictions["pred_boxes"].float(),
+        predictions["pred_points"].float(),
+        predictions["pred_objectness"].squeeze(-1).float(),
+    )
+    targets = pad_targets(labels, layers.logits.shape[-1], model.device)
+    matches = match_queries(layers, targets, labels, model.config)
+    # `match_queries` sorts by query; here a column is a true box.
+    queries = np.stack([query[box.argsort()].numpy() for ((query, box),) in matches])  # (D, T)
+    predicted_boxes, points = _layer_boxes(predictions, image.size)
+    grid = _grid(model, image)
+    upper_left = grid["reference_points"][queries]  # (D, T, 2)
+    index = np.arange(len(queries))[:, None]
+    return MatchingExplanation(
+        image=image,
+        true_boxes=corners.numpy(),
+        true_labels=[label_name(model.config.id2label, index) for index in labels[0]["class_labels"].tolist()],
+        queries=queries,
+        points=points[index, queries],
+        boxes=predicted_boxes[index, queries],
+        cells=np.concatenate([upper_left, upper_left + np.array(grid["cell_size"])], axis=-1),
+        **grid,
+    )
+
+
+def _chosen(
+    logits: torch.Tensor, detections: SalientDetections, detection: int, query: int | None, threshold: float
+) -> tuple[int, int]:
+    """Query and class index to explain."""
+    if query is not None:
+        if not 0 <= query < len(logits):
+            raise ValueError(f"query is {query}, but the model has the queries 0 to {len(logits) - 1}.")
+        return query, int(logits[query].argmax())
+    if not 0 <= detection < len(detections):
+        raise ValueError(
+            f"There is no detection {detection}: the image has {len(detections)} above the score {threshold}, counted "
+            "from 0. Lower the threshold, or choose a query."
+        )
+    return int(detections.queries[detection]), int(detections.classes[detection])
+
+
+@contextmanager
+def _as_at_prediction(model: SapDetrForObjectDetection) -> Iterator[None]:
+    """Evaluation mode inside; afterwards every module is in the mode it was in."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def _observed(model: SapDetrForObjectDetection, layer: int) -> Iterator[list[dict[str, Any]]]:
+    """Fills one dict per decoder layer while the model runs inside: its points and sides, the map's shape.
+
+    The dict of `layer` gets `gaussian` and `attention`, (B, H, N, h * w), too, and see `_gaussian_shape`. Attention
+    weights exist only in the eager implementation, which is switched on for the while.
+    """
+    decoder_layers = model.model.decoder.layers
+    seen: list[dict[str, Any]] = [{} for _ in decoder_layers]
+
+    def see_gaussian(index: int) -> Any:
+        def hook(module: torch.nn.Module, arguments: tuple, bias: torch.Tensor) -> None:
+            hidden_states, points, sides, extent, _, map_shape = arguments
+            seen[index] |= {"points": points, "sides": sides, "map_shape": map_shape}
+            if index == layer:
+                seen[index]["gaussian"] = bias
+                seen[index] |= _gaussian_shape(module, hidden_states, points, sides, extent)
+
+        return hook
+
+    def see_attention(module: torch.nn.Module, arguments: tuple, output: tuple) -> None:
+        seen[layer]["attention"] = output[1]
+
+    implementation = model.config._attn_implementation
+    hooks = [each.gaussian.register_forward_hook(see_gaussian(i)) for i, each in enumerate(decoder_layers)]
+    hooks.append(decoder_layers[layer].cross_attn.register_forward_hook(see_attention))
+    model.set_attn_implementation({"": "eager"})  # the backbone keeps its own
+    try:
+        with _as_at_prediction(model):
+            yield seen
+    finally:
+        model.set_attn_implementation({"": implementation})
+        for hook in hooks:
+            hook.remove()
+
+
+def _gaussian_shape(
+    module: Any, hidden_states: torch.Tensor, points: torch.Tensor, sides: torch.Tensor, extent: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """Centre and standard deviation of the heads' Gaussians, (B, N, H, 2) both, in feature-map pixels."""
+    offset, inverse_width = module.proj(hidden_states).float().unflatten(-1, (2, -1, 2)).unbind(2)
+    offset = offset.tanh()
+    left_top, right_bottom = sides[:, :, None].split(2, dim=-1)  # (B, N, 1, 2)
+    centres = (points[:, :, None] + offset * torch.where(offset > 0, right_bottom, left_top)) * extent
+    return {"centres": centres, "widths": 2 / inverse_width.abs().clamp(min=1e-6)}  # exp(-(d a)^2 / 8)
+
+
+def _layer_boxes(predictions: dict[str, torch.Tensor], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes (D, N, 4) x1, y1, x2, y2 and points (D, N, 2) in pixels, of a batch of one image."""
+    scale = np.array(size, dtype=np.float32)
+    boxes = _array(predictions["pred_boxes"][:, 0])  # (D, N, 4) cx, cy, w, h in [0, 1]
+    centre, extent = boxes[..., :2], boxes[..., 2:]
+    corners = np.concatenate([(centre - extent / 2) * scale, (centre + extent / 2) * scale], axis=-1)
+    return corners, _array(predictions["pred_points"][:, 0]) * scale
+
+
+def _grid(model: SapDetrForObjectDetection, image: Image.Image) -> dict[str, Any]:
+    rows, columns = model.model.query_points.grid
+    points = _array(model.model.query_points())  # (N, 2)
+    cell_size = (image.width / columns, image.height / rows)
+    return {"reference_points": points * _scale(image, 1), "cell_size": cell_size}
+
+
+def _map_size(inputs: dict[str, torch.Tensor], image: Image.Image) -> tuple[float, float]:
+    """Width and height of the model's whole input, padding included, in pixels of the image."""
+    height, width = inputs["pixel_values"].shape[-2:]
+    mask = inputs.get("pixel_mask")
+    valid_height = height if mask is None else int(mask[0].any(1).sum())
+    valid_width = width if mask is None else int(mask[0].any(0).sum())
+    return image.width * width / valid_width, image.height * height / valid_height
+
+
+def _scale(image: Image.Image, repeats: int) -> np.ndarray:
+    return np.array(image.size * repeats, dtype=np.float32)
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().float().cpu().numpy()
