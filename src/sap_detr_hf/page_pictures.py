@@ -1,0 +1,193 @@
+"""What the page does with one picture: read the visitor's file, detect, and draw what was found."""
+
+import os
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from .drawing import draw_detections
+from .explanation import explain_detection
+from .explanation_figures import blend_heat, heat_over_image
+from .image_files import ImageFileError, open_image, upright_size
+from .salient_detection import SalientDetections, detect_with_points
+
+MAX_PIXELS = 2**26  # 0.2 GB as 8-bit RGB
+LOWEST_SCORE = 0.05  # of what is kept for the threshold slider
+MOST_DETECTIONS = 100
+SHOWN_SIDES = (640, 1280)  # pixels of the longer side: small pictures are enlarged, or names would cover them
+
+
+class PictureError(ValueError):
+    """A file that cannot be used; the message is for the visitor who chose it."""
+
+
+@dataclass
+class PictureDetections:
+    """A visitor's picture and what was found in it: every threshold and every drawing starts from here.
+
+    Args:
+        path: the uploaded file.
+        name: what the visitor calls it.
+        size: width and height of the upright picture in pixels.
+        shown: the picture at the size it is shown at.
+        detections: all above `LOWEST_SCORE`, best first, in pixels of `size`.
+        seconds: what image processor and model took.
+        attention: of the detections asked for so far, by position in `detections`: (h, w) mean of the heads' weights in
+            the last decoder layer, and width and height of what the (h, w) map covers, in pixels of `size`.
+    """
+
+    path: str
+    name: str
+    size: tuple[int, int]
+    shown: Image.Image
+    detections: SalientDetections
+    seconds: float
+    attention: dict[int, tuple[np.ndarray, tuple[float, float]]] = field(default_factory=dict)
+
+    def above(self, threshold: float) -> SalientDetections:
+        """The detections of a higher score than `threshold`: the first of `detections`."""
+        return self.detections.select(torch.arange(int((self.detections.scores > threshold).sum())))
+
+
+class PictureDetector:
+    """A model and its image processor, see [`prediction.load_detector`], run for one visitor at a time."""
+
+    def __init__(self, model: Any, image_processor: Any):
+        self.model, self.image_processor = model, image_processor
+        self._one_at_a_time = threading.Lock()
+
+    def detect(self, path: str, name: str) -> PictureDetections:
+        """Detect objects in a visitor's file.
+
+        Raises:
+            PictureError: the file cannot be used.
+        """
+        image = open_picture(path, name)
+        with self._one_at_a_time:
+            started = time.monotonic()
+            found = detect_with_points(self.model, self.image_processor, image, LOWEST_SCORE, MOST_DETECTIONS)
+            seconds = time.monotonic() - started
+        return PictureDetections(path, name, image.size, _for_the_screen(image), found, seconds)
+
+    def attend(self, picture: PictureDetections, chosen: int) -> None:
+        """Fill in where the query of the detection at position `chosen` looked, unless it is known already.
+
+        Raises:
+            PictureError: the uploaded file is no longer there.
+        """
+        if chosen in picture.attention:
+            return
+        image = open_picture(picture.path, picture.name)
+        query = int(picture.detections.queries[chosen])
+        with self._one_at_a_time:
+            explanation = explain_detection(self.model, self.image_processor, image, query=query)
+        picture.attention[chosen] = explanation.attention.mean(0), explanation.map_size
+
+
+def open_picture(path: str, name: str) -> Image.Image:
+    """A visitor's file as upright RGB.
+
+    Args:
+        path: the file.
+        name: how the message names it.
+
+    Raises:
+        PictureError: it is gone, empty, too large, broken, or no picture.
+    """
+    try:
+        if os.path.getsize(path) == 0:
+            raise PictureError(f"{name} is empty. Please choose another picture.")
+        width, height, _ = upright_size(path)
+    except FileNotFoundError:
+        raise PictureError(f"{name} is no longer kept here. Please choose it again.") from None
+    except ImageFileError as error:
+        if isinstance(error.__cause__, Image.DecompressionBombError):
+            raise PictureError(f"{name} is far too large: {_limit()}") from error
+        raise PictureError(
+            f"{name} is not a picture that can be read here. JPEG, PNG, WebP, AVIF, GIF, TIFF and BMP can."
+        ) from error
+    if width * height > MAX_PIXELS:
+        raise PictureError(f"{name} has {width} x {height} pixels: {_limit()}")
+    try:
+        return open_image(path, max_pixels=MAX_PIXELS)
+    except ImageFileError as error:
+        raise PictureError(f"{name} is broken or incomplete. Please choose another picture.") from error
+
+
+def draw_picture(
+    picture: PictureDetections, threshold: float, points: bool = False, chosen: int | None = None
+) -> Image.Image:
+    """The picture as it is shown.
+
+    Args:
+        picture: what was found.
+        threshold: only detections above it are drawn.
+        points: draw each detection's salient point.
+        chosen: position of a detection whose attention is known: only this detection is drawn, with its point, and the
+            picture glows where its query looked.
+    """
+    found, image = picture.above(threshold), picture.shown
+    if chosen is not None:
+        found, points = picture.detections.select(torch.tensor([chosen])), True
+        image = _glowing(picture, *picture.attention[chosen])
+    found = found.select(torch.arange(len(found)).flip(0))  # the best is drawn last, over the others
+    scale = torch.tensor(image.size) / torch.tensor(picture.size)  # width, height
+    return draw_detections(
+        image, found.boxes * scale.repeat(2), found.labels, found.scores, found.points * scale if points else None
+    )
+
+
+def detection_rows(found: SalientDetections) -> list[list]:
+    """A table's rows: number from 1, name, score, the box's left, top, right, bottom, the salient point's x and y."""
+    return [
+        [i + 1, found.labels[i], f"{found.scores[i]:.2f}"]
+        + [round(value) for value in (*found.boxes[i].tolist(), *found.points[i].tolist())]
+        for i in range(len(found))
+    ]
+
+
+def detections_record(picture: PictureDetections, threshold: float) -> dict[str, Any]:
+    """What is downloaded: the picture and its detections above the threshold as the pipeline words them, and points."""
+    found = picture.above(threshold)
+    return {
+        "image": picture.name,
+        "width": picture.size[0],
+        "height": picture.size[1],
+        "threshold": threshold,
+        "detections": [
+            {
+                "score": round(found.scores[i].item(), 4),
+                "label": found.labels[i],
+                "box": dict(zip(("xmin", "ymin", "xmax", "ymax"), _tenths(found.boxes[i]), strict=True)),
+                "salient_point": dict(zip("xy", _tenths(found.points[i]), strict=True)),
+            }
+            for i in range(len(found))
+        ],
+    }
+
+
+def _glowing(picture: PictureDetections, attention: np.ndarray, map_size: tuple[float, float]) -> Image.Image:
+    scale = picture.shown.width / picture.size[0], picture.shown.height / picture.size[1]
+    heat = heat_over_image(attention, picture.shown.size, (map_size[0] * scale[0], map_size[1] * scale[1]))
+    return blend_heat(picture.shown, heat / max(float(heat.max()), 1e-12))
+
+
+def _for_the_screen(image: Image.Image) -> Image.Image:
+    side = max(image.size)
+    scale = min(max(side, SHOWN_SIDES[0]), SHOWN_SIDES[1]) / side
+    shown = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
+    shown.info = {}  # a photograph's EXIF, which may say where it was taken, is not handed on
+    return shown
+
+
+def _limit() -> str:
+    return f"at most {MAX_PIXELS // 10**6} million pixels are accepted. Please shrink it."
+
+
+def _tenths(pixels: torch.Tensor) -> list[float]:
+    return [round(value, 1) for value in pixels.tolist()]
