@@ -1,35 +1,96 @@
-"""Latency and peak memory of SAP-DETR's forward pass beside transformers' DAB-DETR, on the CPU, in one run."""
+"""Speed, memory and multiply-adds of SAP-DETR beside transformers' DETRs, compared in one run.
+
+`forward` and `training` compare models at one size, `area` and `queries` show how the forward pass grows with the image
+(shortest side 400 to 1333) and with the number of queries (100 to 900), `bars` measures this project's own targets.
+"""
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
+FORWARD_MODELS = ["dab-detr-r50", "conditional-detr-r50", "detr-r50"] + [
+    f"{variant}:optimized" for variant in ("r50", "r50-dc5", "r101", "r101-dc5")
+]
+DEFAULT_MODELS = {
+    "forward": FORWARD_MODELS,
+    "training": ["dab-detr-r50", "conditional-detr-r50", "r50"],
+    "area": ["dab-detr-r50", "r50:optimized", "r50-dc5:optimized"],
+    "queries": ["r50:optimized", "r50-dc5:optimized"],
+    "bars": [],
+}
+EDGES = (400, 600, 800, 1000, 1333)
+GRIDS = ([10, 10], [15, 20], [20, 30], [30, 30])
+
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("models", nargs="*", default=["r50"], help="r50, r50-dc5, r101, r101-dc5")
-    parser.add_argument("--height", type=int, default=800)
-    parser.add_argument("--width", type=int, default=1066)
-    parser.add_argument("--batch-size", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=5, help="counted rounds; medians are printed")
-    parser.add_argument("--json", type=Path, help="also write the results here")
-    args = parser.parse_args(argv)
-    from sap_detr_hf.benchmark import (  # after the arguments, so that --help answers at once
-        measure_forward,
-        table,
-        write_results,
-    )
+    """Measure, print and write; returns the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    args = _parser().parse_args(argv)
+    from tqdm import tqdm
+
+    from sap_detr_hf.benchmark import environment, measure
+    from sap_detr_hf.benchmark_bars import bars_table, measure_bars
+    from sap_detr_hf.benchmark_report import table, write_report
+
+    def progress(items):
+        return tqdm(items, disable=None, desc=args.task, leave=False)
 
     try:
-        costs = measure_forward(args.models, args.height, args.width, args.batch_size, args.rounds)
+        if args.task == "bars":
+            groups = measure_bars(args.rounds, progress)
+        else:
+            groups = [measure(cases, args.rounds, not args.no_memory, progress) for cases in _groups(args)]
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(table(costs))
-    if args.json is not None:
-        write_results(args.json, costs, args.height, args.width, args.batch_size)
+        return 2
+    text = bars_table(groups) if args.task == "bars" else "\n\n".join(table(group) for group in groups)
+    print(text)
+    if args.output is not None:
+        name = f"{args.task}_{args.device}" + (f"_{args.name}" if args.name else "")
+        command = shlex.join(["scripts/benchmark.py", *argv])
+        write_report(args.output, name, groups, environment(args.device), command)
+        (args.output / f"{name}.md").write_text(text + "\n")
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", nargs="?", default="forward", choices=list(DEFAULT_MODELS))
+    forms = "optimized, compiled or released"
+    parser.add_argument("--models", nargs="+", help=f"r50, r50-dc5, r101, r101-dc5 (then :{forms}) or a peer")
+    parser.add_argument("--height", type=int, help="pixels; 800, in training 480")
+    parser.add_argument("--width", type=int, help="pixels; 1066, in training 640")
+    parser.add_argument("--batch-size", type=int, help="images per call; 1, in training 2")
+    parser.add_argument("--dtypes", nargs="+", default=["float32"], help="float32, bfloat16, float16 (autocast)")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--rounds", type=int, default=5, help="counted rounds (5); medians are printed")
+    parser.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
+    parser.add_argument("--output", type=Path, help="folder for the results as JSON, Markdown and plot")
+    parser.add_argument("--name", help="added to the results' file names")
+    return parser
+
+
+def _groups(args: argparse.Namespace) -> list[list]:
+    """The cases to compare; those of one group take turns."""
+    from sap_detr_hf.benchmark_tasks import Case
+    from sap_detr_hf.pretrained import AUTOCAST_DTYPES
+
+    wrong = [dtype for dtype in args.dtypes if dtype not in AUTOCAST_DTYPES]
+    if wrong:
+        raise ValueError(f"unknown dtype {wrong[0]!r}: choose of {', '.join(AUTOCAST_DTYPES)}")
+    training = args.task == "training"
+    height, width = args.height or (480 if training else 800), args.width or (640 if training else 1066)
+    fields = {"batch_size": args.batch_size or (2 if training else 1), "device": args.device}
+    task, models = "training" if training else "forward", args.models or DEFAULT_MODELS[args.task]
+    pairs = [(model, dtype) for dtype in args.dtypes for model in models]
+    if args.task == "area":
+        sizes = [(edge, round(edge * 4 / 3)) for edge in EDGES]
+        return [[Case(task, *pair, *size, **fields) for pair in pairs] for size in sizes]
+    if args.task == "queries":
+        grids = [{"query_grid": grid, "num_queries": grid[0] * grid[1]} for grid in GRIDS]
+        return [[Case(task, *pair, height, width, **fields, overrides=grid) for pair in pairs] for grid in grids]
+    return [[Case(task, *pair, height, width, **fields) for pair in pairs]]
 
 
 if __name__ == "__main__":

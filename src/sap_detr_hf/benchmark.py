@@ -1,132 +1,169 @@
-"""Latency and peak memory of the forward pass, beside transformers' DAB-DETR, paired in one run."""
+"""Speed and memory, compared in one run: cases take turns, round after round, and ratios are of the same round."""
 
-import json
+import math
 import multiprocessing
+import os
 import platform
 import resource
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
-from transformers import DabDetrConfig, DabDetrForObjectDetection
 
-from .configuration_sap_detr import PUBLISHED_VARIANTS, SapDetrConfig
-from .modeling_sap_detr import SapDetrForObjectDetection
-
-COMPARED = ("dab-detr-r50", *PUBLISHED_VARIANTS)
+from .benchmark_models import count_parameters, multiply_adds
+from .benchmark_tasks import TASKS, Case
 
 
 @dataclass
-class ForwardCost:
-    """What one model's forward pass costs.
+class Measurement:
+    """What one case costs.
 
     Args:
-        model: one of `COMPARED`.
-        parameters: number of parameters.
-        seconds: median over the rounds.
-        speedup: median over the rounds of DAB-DETR's seconds / this model's seconds in the same round.
-        peak_mib: largest resident memory during the pass above what the loaded model takes, in a process of its own.
+        task, model, dtype, height, width, batch_size, device, overrides: the case.
+        seconds: median over the rounds; `seconds_low` and `seconds_high` are the quartiles.
+        speedup: median over the rounds of the first case's seconds / this case's seconds in the same round.
+        images_per_second: batch size / seconds.
+        peak_mib: memory that the call takes at its peak on top of the loaded model and its inputs, measured in a
+            process of its own: resident memory on a CPU, allocated memory on a GPU. `None` where not measured.
+        parameters: number of parameters; `None` without a model.
+        multiply_adds: of one image's forward pass; `None` without a model.
+        rate_share: share of the device's rate in a large matrix product of the same dtype that the forward pass
+            reaches; `None` for other tasks.
     """
 
+    task: str
     model: str
-    parameters: int
+    dtype: str
+    height: int
+    width: int
+    batch_size: int
+    device: str
+    overrides: dict[str, Any]
     seconds: float
+    seconds_low: float
+    seconds_high: float
     speedup: float
-    peak_mib: float
+    images_per_second: float
+    peak_mib: float | None = None
+    parameters: int | None = None
+    multiply_adds: int | None = None
+    rate_share: float | None = None
 
 
-def build_model(name: str) -> nn.Module:
-    """A model with random weights, in evaluation mode.
+def measure(cases: list[Case], rounds: int = 5, memory: bool = True, progress: Callable = iter) -> list[Measurement]:
+    """Time cases in turn, after one round that does not count; the first is the one that ratios refer to.
+
+    Args:
+        cases: two or more that are comparable.
+        rounds: counted rounds.
+        memory: also run each model in a fresh process and take its peak.
+        progress: wraps the rounds, for instance `tqdm.tqdm`.
 
     Raises:
         ValueError: no such model.
     """
-    if name == "dab-detr-r50":
-        backbone = {"model_type": "resnet", "out_features": ["stage4"]}
-        fields = {"backbone_config": backbone, "use_timm_backbone": False, "backbone": None, "num_labels": 91}
-        return DabDetrForObjectDetection(DabDetrConfig.from_dict(fields)).eval()
-    return SapDetrForObjectDetection(SapDetrConfig.from_variant(name)).eval()
-
-
-@torch.no_grad()
-def measure_forward(names: list[str], height: int, width: int, batch_size: int, rounds: int) -> list[ForwardCost]:
-    """Time the models in turn, round after round, so that a drift of the machine hits all alike.
-
-    Args:
-        names: of `COMPARED`; DAB-DETR is added where it is missing.
-        height, width: of the images in pixels.
-        batch_size: images per pass.
-        rounds: counted rounds, after one that is not.
-    """
-    names = ["dab-detr-r50", *(name for name in names if name != "dab-detr-r50")]
-    models = {name: build_model(name) for name in names}
-    pixels, mask = _inputs(height, width, batch_size)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for number in range(rounds + 1):
-        for name, model in models.items():
-            started = time.perf_counter()
-            model(pixel_values=pixels, pixel_mask=mask)
+    actions = [TASKS[case.task](case) for case in cases]
+    seconds: list[list[float]] = [[] for _ in cases]
+    for number in progress(range(rounds + 1)):
+        for case, action, times in zip(cases, actions, seconds, strict=True):
+            elapsed = timed(action, case.device)
             if number:
-                seconds[name].append(time.perf_counter() - started)
-    return [
-        ForwardCost(
-            model=name,
-            parameters=sum(parameter.numel() for parameter in models[name].parameters()),
-            seconds=statistics.median(seconds[name]),
-            speedup=statistics.median(a / b for a, b in zip(seconds["dab-detr-r50"], seconds[name], strict=True)),
-            peak_mib=_in_fresh_process(partial(peak_memory, name, height, width, batch_size)),
-        )
-        for name in names
-    ]
+                times.append(elapsed)
+    del actions
+    return [summary(case, times, seconds[0], memory) for case, times in zip(cases, seconds, strict=True)]
 
 
-def peak_memory(name: str, height: int, width: int, batch_size: int) -> float:
-    """MiB that a forward pass adds to the process's peak of resident memory; call it in a fresh process."""
-    model = build_model(name)
-    inputs = _inputs(height, width, batch_size)
-    with torch.no_grad():
-        model(*(tensor[..., :64, :64] for tensor in inputs))  # what libraries allocate once
-        before = _resident_mib()
-        model(*inputs)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
+def summary(case: Case, seconds: list[float], reference: list[float], memory: bool) -> Measurement:
+    """The measurement of a case from its rounds and those of the case that ratios refer to."""
+    median = statistics.median(seconds)
+    low, _, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else (median,) * 3
+    result = Measurement(
+        **asdict(case),
+        seconds=median,
+        seconds_low=low,
+        seconds_high=high,
+        speedup=statistics.median(a / b for a, b in zip(reference, seconds, strict=True)),
+        images_per_second=case.batch_size / median,
+    )
+    if case.task in ("forward", "training"):
+        result.parameters = count_parameters(case.build())
+        result.multiply_adds = multiply_adds(case.model, case.height, case.width, **case.overrides)
+        result.peak_mib = in_fresh_process(case) if memory else None
+    if case.task == "forward":
+        result.rate_share = 2 * result.multiply_adds * case.batch_size / median / matrix_rate(case)  # type: ignore
+    return result
 
 
-def table(costs: list[ForwardCost]) -> str:
-    """The results as a Markdown table."""
-    rows = [
-        f"| {c.model} | {c.parameters / 1e6:.1f} | {c.seconds:.2f} | {c.speedup:.2f} | {c.peak_mib:.0f} |"
-        for c in costs
-    ]
-    header = "| model | parameters, M | seconds | times as fast as DAB-DETR | peak memory, MiB |\n|---|---|---|---|---|"
-    return "\n".join([header, *rows])
+def timed(action: Callable[[], Any], device: str) -> float:
+    """Seconds of one call, until the device has finished it."""
+    _finish(device)
+    started = time.perf_counter()
+    action()
+    _finish(device)
+    return time.perf_counter() - started
 
 
-def write_results(path: Path, costs: list[ForwardCost], height: int, width: int, batch_size: int) -> None:
-    """The results as JSON, with setting, hardware and versions."""
-    content = {
-        "setting": {"height": height, "width": width, "batch_size": batch_size, "dtype": "float32"},
-        "hardware": {"device": "cpu", "threads": torch.get_num_threads(), "machine": platform.machine()},
-        "versions": {name: version(name) for name in ("torch", "transformers")},
-        "costs": [asdict(cost) for cost in costs],
-    }
-    path.write_text(json.dumps(content, indent=2))
+def matrix_rate(case: Case, size: int = 2048) -> float:
+    """Operations a second (two for each multiply-add) in a square matrix product: what a model cannot exceed."""
+    size = size if case.device == "cpu" else 4 * size
+    left, right = torch.rand(2, size, size, device=case.device)
+
+    def product():
+        with case.autocast():
+            return left @ right
+
+    return 2 * size**3 / min(timed(product, case.device) for _ in range(6))
 
 
-def _inputs(height: int, width: int, batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    pixels = torch.randn(batch_size, 3, height, width, generator=torch.Generator().manual_seed(0))
-    return pixels, torch.ones(batch_size, height, width, dtype=torch.long)
-
-
-def _resident_mib() -> float:
+def peak_memory(case: Case) -> float:
+    """MiB that a call takes at its peak on top of what is loaded; call it in a fresh process."""
+    small = Case(**{**asdict(case), "height": 64, "width": 64})
+    TASKS[case.task](small)()  # what libraries allocate once
+    action = TASKS[case.task](case)
+    if case.device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        action()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of building the models
     pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 2**20
+    action()
+    return _peak_resident_mib() - pages * resource.getpagesize() / 2**20
 
 
-def _in_fresh_process(measure: partial) -> float:
+def in_fresh_process(case: Case) -> float:
+    """[`peak_memory`] of a case; `nan` where the system tells no peak."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(measure)
+        try:
+            return pool.apply(peak_memory, (case,))
+        except OSError:
+            return math.nan
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Hardware and versions, for the results' readers."""
+    cpu = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "")
+    hardware = {"device": device, "cpu": cpu or platform.machine(), "threads": torch.get_num_threads()}
+    if device != "cpu":
+        hardware["gpu"] = torch.cuda.get_device_name()
+        hardware["tf32"] = torch.backends.cuda.matmul.allow_tf32
+    names = ("torch", "transformers", "torchvision", "pillow")
+    return {"hardware": {**hardware, "cores": os.cpu_count()}, "versions": {name: version(name) for name in names}}
+
+
+def _finish(device: str) -> None:
+    if device != "cpu":
+        torch.cuda.synchronize()
+
+
+def _peak_resident_mib() -> float:
+    return next(int(line.split()[1]) / 1024 for line in _lines("/proc/self/status") if line.startswith("VmHWM"))
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text().splitlines() if Path(path).exists() else []

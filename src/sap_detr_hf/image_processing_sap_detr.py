@@ -1,5 +1,8 @@
 """SAP-DETR's image processor on torchvision; importable only where torchvision is installed."""
 
+from typing import Any
+
+import torch
 from transformers.models.deformable_detr.image_processing_deformable_detr import DeformableDetrImageProcessor
 
 from .detection_processing_sap_detr import SapDetrDetectionProcessing, SapDetrImageProcessorKwargs
@@ -14,6 +17,13 @@ class SapDetrImageProcessor(SapDetrDetectionProcessing, DeformableDetrImageProce
     """
 
     valid_kwargs = SapDetrImageProcessorKwargs
+
+    def pad(self, image: torch.Tensor, padded_size: tuple[int, int], annotation: Any = None, *args, **kwargs):  # type: ignore[override]
+        """As in Deformable DETR's processor, without writing a mask for an image (..., height, width) that fits."""
+        if image.shape[-2:] != tuple(padded_size):
+            return super().pad(image, padded_size, annotation, *args, **kwargs)
+        mask = torch.ones((), dtype=torch.int64, device=image.device).expand(*image.shape[:-3], *padded_size)
+        return image, mask, annotation
 
 
 __all__ = ["SapDetrImageProcessor"]

@@ -1,0 +1,84 @@
+"""The targets of speed and memory that this project set itself, measured side by side in one run."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from .benchmark import Measurement, measure
+from .benchmark_tasks import Case
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A case that must do better than another.
+
+    Args:
+        work: what is done, in words.
+        ours, theirs: the two cases, measured in turn.
+        speedup: least number of times as fast.
+        memory: largest share of the other's peak memory; `None` where it is not asked for.
+    """
+
+    work: str
+    ours: Case
+    theirs: Case
+    speedup: float
+    memory: float | None = None
+
+
+DAB_FORWARD = Case("forward", "dab-detr-r50")
+TRAINING: dict[str, Any] = {"height": 480, "width": 640, "batch_size": 2}
+PICTURES: dict[str, Any] = {"height": 480, "width": 640, "batch_size": 8}
+LOSS: dict[str, Any] = {"batch_size": 16}
+
+BARS = (
+    Bar("forward, R50 optimised, float32", Case("forward", "r50:optimized"), DAB_FORWARD, 1.7),
+    Bar("forward, R50 optimised, bfloat16", Case("forward", "r50:optimized", "bfloat16"), DAB_FORWARD, 3.0),
+    Bar(
+        "forward, R50-DC5 optimised, float32",
+        Case("forward", "r50-dc5:optimized"),
+        Case("forward", "r50-dc5:released"),
+        2.3,
+        0.5,
+    ),
+    Bar(
+        "training step, R50",
+        Case("training", "r50", **TRAINING),
+        Case("training", "dab-detr-r50", **TRAINING),
+        1.3,
+        0.8,
+    ),
+    Bar("matching and loss", Case("loss", "r50", **LOSS), Case("loss", "dab-detr-r50", **LOSS), 4.0),
+    Bar(
+        "image processor, torchvision",
+        Case("processor", "SapDetrImageProcessor", **PICTURES),
+        Case("processor", "ConditionalDetrImageProcessor", **PICTURES),
+        1.0,
+    ),
+    Bar(
+        "image processor, Pillow",
+        Case("processor", "SapDetrImageProcessorPil", **PICTURES),
+        Case("processor", "ConditionalDetrImageProcessorPil", **PICTURES),
+        1.0,
+    ),
+)
+
+
+def measure_bars(rounds: int, progress: Callable[[Iterable], Iterable] = iter) -> list[list[Measurement]]:
+    """One group per bar: theirs, then ours."""
+    return [measure([bar.theirs, bar.ours], rounds, memory=bar.memory is not None) for bar in progress(BARS)]
+
+
+def bars_table(groups: list[list[Measurement]]) -> str:
+    """Targets and what was measured, as a Markdown table."""
+    rows = []
+    for bar, (theirs, ours) in zip(BARS, groups, strict=True):
+        aims = [f"{bar.speedup:g} x as fast"]
+        reached = [f"{ours.speedup:.2f} x"]
+        if bar.memory is not None:
+            aims.append(f"{bar.memory:g} x the memory")
+            reached.append(f"{(ours.peak_mib or 0) / (theirs.peak_mib or 1):.2f} x the memory")
+        seconds = f"{ours.seconds:.3g} / {theirs.seconds:.3g}"
+        rows.append(f"| {bar.work} | {theirs.model} | {', '.join(aims)} | {', '.join(reached)} | {seconds} |")
+    header = "| work | against | target | measured | seconds, ours / theirs |\n|---|---|---|---|---|"
+    return "\n".join([header, *rows])

@@ -1,0 +1,92 @@
+"""The models that benchmarks compare: SAP-DETR in its forms, and transformers' DETR, Conditional DETR and DAB-DETR."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import (
+    ConditionalDetrConfig,
+    ConditionalDetrForObjectDetection,
+    DabDetrConfig,
+    DabDetrForObjectDetection,
+    DetrConfig,
+    DetrForObjectDetection,
+    PreTrainedModel,
+)
+
+from .configuration_sap_detr import PUBLISHED_VARIANTS, R50_BACKBONE, SapDetrConfig
+from .modeling_sap_detr import SapDetrForObjectDetection
+from .released_form import released_form
+
+PEERS: dict[str, tuple[Any, Any]] = {
+    "dab-detr-r50": (DabDetrConfig, DabDetrForObjectDetection),
+    "conditional-detr-r50": (ConditionalDetrConfig, ConditionalDetrForObjectDetection),
+    "detr-r50": (DetrConfig, DetrForObjectDetection),
+}
+FORMS = {
+    "": "as `from_pretrained` gives it",
+    "optimized": "after `optimize_for_inference()`",
+    "compiled": "after `optimize_for_inference()` and `torch.compile`",
+    "released": "computed as the released code does",
+}
+MODELS = (*PUBLISHED_VARIANTS, *PEERS)
+
+
+def build_model(name: str, **overrides) -> PreTrainedModel:
+    """A model with random weights and 91 classes, in evaluation mode.
+
+    Args:
+        name: one of `MODELS`; SAP-DETR's may be followed by `:` and one of `FORMS`.
+        overrides: configuration fields of a SAP-DETR, such as `query_grid`.
+
+    Raises:
+        ValueError: no such model or form.
+    """
+    variant, _, form = name.partition(":")
+    if variant in PEERS and not form:
+        config, model = PEERS[variant]
+        fields = {"backbone_config": R50_BACKBONE, "use_timm_backbone": False, "backbone": None, "num_labels": 91}
+        return model(config.from_dict({**fields, "auxiliary_loss": True, **overrides})).eval()
+    if variant not in PUBLISHED_VARIANTS or form not in FORMS:
+        forms = ", ".join(form for form in FORMS if form)
+        raise ValueError(f"Unknown model {name!r}: choose of {', '.join(MODELS)}, SAP-DETR's with :{forms} if wanted.")
+    sap_detr = SapDetrForObjectDetection(SapDetrConfig.from_variant(variant, **overrides)).eval()
+    if form == "released":
+        return released_form(sap_detr)
+    if form in ("optimized", "compiled"):
+        sap_detr.optimize_for_inference()
+    if form == "compiled":
+        sap_detr.compile(options={"freezing": True})  # weights become constants, laid out for the device
+    return sap_detr
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of parameters, frozen ones included."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def multiply_adds(name: str, height: int, width: int, **overrides) -> int:
+    """Multiply-adds of one image's convolutions, matrix products and attention."""
+    with torch.device("cpu" if name in PEERS else "meta"):  # the peers look at the values of their masks
+        model = build_model(name if name.endswith(":released") else name.partition(":")[0], **overrides)
+        inputs = image_batch(height, width, 1)
+    if not name.endswith(":released"):
+        model.set_attn_implementation("eager")  # the same products as in every other implementation
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(**inputs)
+    return counter.get_total_flops() // 2
+
+
+def image_batch(height: int, width: int, batch_size: int) -> dict[str, torch.Tensor]:
+    """Random `pixel_values` (B, 3, height, width) and a full `pixel_mask`."""
+    pixels = torch.randn(batch_size, 3, height, width)
+    return {"pixel_values": pixels, "pixel_mask": torch.ones(batch_size, height, width, dtype=torch.long)}
+
+
+def box_labels(batch_size: int, boxes: int, num_labels: int = 91) -> list[dict[str, torch.Tensor]]:
+    """Random labels that every compared model takes."""
+    return [
+        {"class_labels": torch.randint(0, num_labels, (boxes,)), "boxes": 0.2 + 0.4 * torch.rand(boxes, 4)}
+        for _ in range(batch_size)
+    ]
