@@ -212,7 +212,7 @@ def prepare_run(settings: TrainingSettings, accelerator: Accelerator) -> Trainin
     model.to(accelerator.device)
     ema = average_weights(model, settings.ema_decay) if settings.ema_decay else None
     if settings.compile:
-        model.compile()
+        model.base_model.compile(dynamic=True)  # all but the loss, whose matching is scipy's
     optimizer = build_optimizer(model, settings)
     scheduler = build_scheduler(optimizer, settings, steps_per_epoch, total_steps)
     set_seed(settings.seed + accelerator.process_index)
