@@ -1,0 +1,68 @@
+"""Whether the loader keeps up with the model: images a second of each alone, on the run that settings describe."""
+
+import time
+from contextlib import closing
+from typing import Any
+
+import torch
+
+from .process_agreement import end_processes
+from .training import take_step
+from .training_run import TrainingRun, build_accelerator, prepare_run
+from .training_settings import TrainingSettings
+
+DEFAULT_STEPS = 5
+
+
+def measure_throughput(settings: TrainingSettings) -> dict[str, Any]:
+    """Load batches without training on them, then train on batches that are loaded; nothing is written.
+
+    Args:
+        settings: of the run; `max_steps` is the number of steps that count (5 by default), after one that does not.
+
+    Returns:
+        `loader_images_per_second`, `training_images_per_second` (both of this process), `loader_over_training`,
+        `images_per_step`, `steps`, `workers`.
+
+    Raises:
+        ValueError: settings or data that cannot work.
+    """
+    result = _measure(settings)
+    end_processes()
+    return result
+
+
+def _measure(settings: TrainingSettings) -> dict[str, Any]:
+    run = prepare_run(settings, build_accelerator(settings))
+    steps = settings.max_steps or DEFAULT_STEPS
+    images = settings.images_per_device * run.batches.sampler.accumulation
+    batches = run.batches.from_step(0)
+    with closing(run.batches), closing(batches):
+        kept = [next(batches)]  # starts the loader processes
+        # They have loaded ahead meanwhile, which a measurement must not count.
+        for _ in range(2 * settings.workers // run.batches.sampler.accumulation):
+            next(batches)
+        started = time.perf_counter()
+        kept += [next(batches) for _ in range(steps)]
+        loading = (time.perf_counter() - started) / steps
+    training = _seconds_of_a_step(run, kept)
+    return {
+        "loader_images_per_second": images / loading,
+        "training_images_per_second": images / training,
+        "loader_over_training": training / loading,
+        "images_per_step": images,
+        "steps": steps,
+        "workers": settings.workers,
+    }
+
+
+def _seconds_of_a_step(run: TrainingRun, batches: list[list[dict]]) -> float:
+    started = 0.0
+    for number, loaded in enumerate(batches):
+        if number == 1:
+            started = time.perf_counter()
+        boxes = sum(len(label["class_labels"]) for batch in loaded for label in batch["labels"])
+        take_step(run, loaded, float(boxes))
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return (time.perf_counter() - started) / (len(batches) - 1)

@@ -1,0 +1,38 @@
+import json
+
+import pytest
+from accelerate.state import AcceleratorState, GradientState
+from project_scripts import load_script
+from tiny_training import write_recipe
+
+from sap_detr_hf.digits import make_digits
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerate():
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_rates_of_loader_and_training(tmp_path, monkeypatch, capsys, workers):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    make_digits(tmp_path / "digits", train=12, val=2, size=(64, 64))
+    recipe = write_recipe(tmp_path / "recipe.yaml", data=str(tmp_path / "digits"), cache_dir=str(tmp_path / "cache"))
+    output = tmp_path / "run"
+    arguments = [recipe, "--output_dir", str(output), "--workers", str(workers), "--max_steps", "2"]
+    assert load_script("time_training").main(arguments) == 0
+    text = capsys.readouterr().out
+    result = json.loads(text[: text.rindex("}") + 1])
+    assert result["images_per_step"] == 4
+    assert result["steps"] == 2
+    rates = [result[f"{part}_images_per_second"] for part in ("loader", "training")]
+    assert result["loader_over_training"] == pytest.approx(rates[0] / rates[1])
+    assert not output.exists()
+
+
+def test_wrong_settings_are_named(capsys):
+    assert load_script("time_training").main(["--no_such_setting", "1"]) == 2
+    assert "no_such_setting" in capsys.readouterr().err
