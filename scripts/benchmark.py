@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from sap_detr_hf.benchmark import environment, measure
     from sap_detr_hf.benchmark_bars import bars_table, measure_bars
-    from sap_detr_hf.benchmark_report import table, write_report
+    from sap_detr_hf.benchmark_report import setting, table, write_report
 
     def progress(items):
         return tqdm(items, disable=None, desc=args.task, leave=False)
@@ -44,13 +44,14 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    text = bars_table(groups) if args.task == "bars" else "\n\n".join(table(group) for group in groups)
-    print(text)
+    tables = [bars_table(groups)] if args.task == "bars" else [table(group) for group in groups]
+    measured_on = environment(args.device)
+    text = "\n\n".join([setting(measured_on), *tables]) + "\n"
+    print(text, end="")
     if args.output is not None:
         name = f"{args.task}_{args.device}" + (f"_{args.name}" if args.name else "")
         command = shlex.join(["scripts/benchmark.py", *argv])
-        write_report(args.output, name, groups, environment(args.device), command)
-        (args.output / f"{name}.md").write_text(text + "\n")
+        write_report(args.output, name, groups, measured_on, command, text)
     return 0
 
 

@@ -8,17 +8,37 @@ from PIL import Image
 from tiny_model import tiny_model
 
 from sap_detr_hf import SapDetrImageProcessorPil
-from sap_detr_hf.benchmark import ForwardCost, table
+from sap_detr_hf.benchmark_bars import bars_table
+from sap_detr_hf.benchmark_report import read_report, table
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-def test_benchmark_table_is_the_measured_one():
-    measured = json.loads((ROOT / "benchmarks" / "forward_cpu.json").read_text())
-    assert table([ForwardCost(**cost) for cost in measured["costs"]]) in README
-    assert (measured["setting"]["height"], measured["setting"]["width"]) == (800, 1066)
-    assert measured["hardware"]["threads"] == 2
+def measured(name: str) -> dict:
+    return json.loads((ROOT / "benchmarks" / f"{name}.json").read_text())
+
+
+def test_benchmark_tables_are_the_measured_ones():
+    (forward,) = read_report(ROOT / "benchmarks" / "forward_cpu.json")
+    assert table(forward) in README
+    assert {(m.height, m.width, m.batch_size, m.dtype) for m in forward} == {(800, 1066, 1, "float32")}
+    assert bars_table(read_report(ROOT / "benchmarks" / "bars_cpu.json")) in README
+
+
+def test_other_speeds_are_the_measured_ones():
+    loader = measured("loader_cpu")
+    rates = [loader[f"{part}_images_per_second"] for part in ("loader", "training")]
+    assert f"gave {rates[0]:.1f} images a second where training took {rates[1]:.2f}" in " ".join(README.split())
+    precision = measured("demo_precision")
+    sentence = "AP is {:.4f} in float32 and {:.4f} in bfloat16"
+    assert sentence.format(*(precision[name]["AP"] for name in ("float32", "bfloat16"))) in README
+    for model in measured("onnx_cpu")["models"]:
+        metrics = model["metrics"]
+        row = f" | {model['megabytes']:.1f} | {metrics['AP']:.3f} | {metrics['AP50']:.3f} | {model['speedup']:.2f} |"
+        assert row in README
+    float32, int8 = (model["speedup"] for model in measured("onnx_r50_cpu")["models"][1:])
+    assert f"{float32:.2f} times as fast as in torch, with int8 linear layers {int8:.2f} times" in README
 
 
 def test_demo_figures_are_the_measured_ones():

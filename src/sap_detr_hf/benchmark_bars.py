@@ -34,6 +34,7 @@ LOSS: dict[str, Any] = {"batch_size": 16}
 BARS = (
     Bar("forward, R50 optimised, float32", Case("forward", "r50:optimized"), DAB_FORWARD, 1.7),
     Bar("forward, R50 optimised, bfloat16", Case("forward", "r50:optimized", "bfloat16"), DAB_FORWARD, 3.0),
+    Bar("the same, compiled", Case("forward", "r50:compiled", "bfloat16"), DAB_FORWARD, 3.0),
     Bar(
         "forward, R50-DC5 optimised, float32",
         Case("forward", "r50-dc5:optimized"),

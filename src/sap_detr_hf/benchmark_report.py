@@ -31,8 +31,17 @@ def table(measurements: list[Measurement]) -> str:
     return "\n".join([f"| {' | '.join(cells)} |", "|" + "---|" * len(cells), *rows])
 
 
-def write_report(folder: Path, name: str, groups: list[list[Measurement]], environment: dict[str, Any], command: str):
-    """Write `name`.json, `name`.md and `name`.png into a folder.
+def setting(environment: dict[str, Any]) -> str:
+    """One line about hardware and versions of [`sap_detr_hf.benchmark.environment`]."""
+    hardware, versions = environment["hardware"], environment["versions"]
+    device = hardware.get("gpu") or f"{hardware['cpu']}, {hardware['threads']} threads"
+    return f"Measured on {device}, with {', '.join(f'{name} {number}' for name, number in versions.items())}."
+
+
+def write_report(
+    folder: Path, name: str, groups: list[list[Measurement]], environment: dict[str, Any], command: str, text: str
+) -> None:
+    """Write `name`.json, `name`.md and, for models, `name`.png into a folder.
 
     Args:
         folder: made if needed.
@@ -40,12 +49,15 @@ def write_report(folder: Path, name: str, groups: list[list[Measurement]], envir
         groups: measurements; each group was measured together.
         environment: of [`sap_detr_hf.benchmark.environment`].
         command: how the results were made.
+        text: content of the Markdown file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     results = [[asdict(measurement) for measurement in group] for group in groups]
     content = {"command": command, **environment, "groups": results}
     (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
-    (folder / f"{name}.md").write_text("\n\n".join(table(group) for group in groups) + "\n")
+    (folder / f"{name}.md").write_text(text)
+    if len({measurement.task for group in groups for measurement in group}) > 1:
+        return  # seconds of different work share no axis
     figure = draw_growth(groups) if len(groups) > 1 else draw_bars(groups[0])
     figure.savefig(folder / f"{name}.png", dpi=110)
     plt.close(figure)

@@ -91,11 +91,11 @@ def _relative(path: str, root: Path) -> str:
 
 
 def speed_of(model: str, markdown: str) -> str | None:
-    """The rows of one model in Markdown with a table of speeds, with the text around; None where it has no row."""
+    """The rows of one model (`r50`, `r50:optimized`) in Markdown with a table, with the text around; None without."""
     lines = markdown.strip().splitlines()
     first_row = next((index for index, line in enumerate(lines) if line.startswith("|")), len(lines))
     header = lines[first_row : first_row + 2]
-    rows = [line for line in lines[first_row + 2 :] if _first_cell(line) == model]
+    rows = [line for line in lines[first_row + 2 :] if _first_cell(line).partition(":")[0] == model]
     if not rows:
         return None
     text = "\n".join(line for line in lines if not line.startswith("|")).strip()

@@ -12,13 +12,14 @@ from .training_run import TrainingRun, build_accelerator, prepare_run
 from .training_settings import TrainingSettings
 
 DEFAULT_STEPS = 5
+LOADER_STEPS = 50  # loading is quick: fewer would measure chance
 
 
 def measure_throughput(settings: TrainingSettings) -> dict[str, Any]:
     """Load batches without training on them, then train on batches that are loaded; nothing is written.
 
     Args:
-        settings: of the run; `max_steps` is the number of steps that count (5 by default), after one that does not.
+        settings: of the run; `max_steps` counts training steps (5 by default), after one that is not timed.
 
     Returns:
         `loader_images_per_second`, `training_images_per_second` (both of this process), `loader_over_training`,
@@ -43,8 +44,10 @@ def _measure(settings: TrainingSettings) -> dict[str, Any]:
         for _ in range(2 * settings.workers // run.batches.sampler.accumulation):
             next(batches)
         started = time.perf_counter()
-        kept += [next(batches) for _ in range(steps)]
-        loading = (time.perf_counter() - started) / steps
+        for number in range(LOADER_STEPS):
+            loaded = next(batches)
+            kept += [loaded] if number < steps else []
+        loading = (time.perf_counter() - started) / LOADER_STEPS
     training = _seconds_of_a_step(run, kept)
     return {
         "loader_images_per_second": images / loading,

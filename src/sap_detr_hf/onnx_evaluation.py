@@ -1,0 +1,143 @@
+"""Exported models beside the torch model they came from: COCO AP, size and latency, all in one run."""
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .coco_metric import METRIC_NAMES
+from .detection_data import DetectionData, check_categories, load_detection_data
+from .evaluation import evaluate_detections, ground_truth, processed_size
+from .evaluation_report import check_images_exist, hardware_name, software_versions
+from .image_processing_pil_sap_detr import SapDetrImageProcessorPil
+from .onnx_session import OnnxDetector
+from .pretrained import load_pretrained
+
+SHOWN_METRICS = ("AP", "AP50", "AP75")
+WARM_UP_ROUNDS = 2
+
+
+@dataclass(frozen=True)
+class ModelResult:
+    """What one model costs and finds.
+
+    Attributes:
+        name: of the file or directory, without its path.
+        megabytes: of the file, or of the directory's weights.
+        seconds: median time of one image.
+        speedup: median over the rounds of the first model's time / this model's time in the same round.
+        metrics: the 12 COCO numbers in 0..1; `None` where there was no data.
+    """
+
+    name: str
+    megabytes: float
+    seconds: float
+    speedup: float
+    metrics: dict[str, float] | None
+
+
+def evaluate_exported(
+    names: Sequence[str],
+    data: str | None = None,
+    split: str = "val",
+    size: tuple[int, int] | None = None,
+    rounds: int = 20,
+) -> dict[str, Any]:
+    """AP on a data set, and latency with one image, of `.onnx` files and model directories on the CPU.
+
+    All models get images from the Pillow image processor, so that they differ in nothing but the model.
+
+    Args:
+        names: files and directories; the first is what the others' latency is compared with.
+        data: as in `load_detection_data`; without it only latency is measured.
+        split: of the data.
+        size: height and width of the image for the latency; by default that of the data's first image.
+        rounds: in each, every model predicts the image once, in turn.
+
+    Returns:
+        `setting`, `hardware`, `versions` and `models` (a list of `ModelResult`s as dicts), for a JSON file.
+
+    Raises:
+        OSError, ValueError: a model or data set that cannot be used, or neither data nor size.
+    """
+    if data is None and size is None:
+        raise ValueError("Without data the image size must be given: --size HEIGHT WIDTH")
+    if rounds < 1:
+        raise ValueError(f"rounds is {rounds}, but must be at least 1")
+    models = [_load(name) for name in names]
+    loaded = None if data is None else load_detection_data(data, split)
+    if loaded is not None:
+        check_images_exist(loaded.dataset)
+        size = size or processed_size(models[0][1], loaded.dataset[0]["height"], loaded.dataset[0]["width"])
+    assert size is not None
+    metrics = [None if loaded is None else _metrics(*model, loaded) for model in models]
+    seconds = paired_seconds([model for model, _ in models], size, rounds)
+    results = [
+        ModelResult(
+            name=Path(name).name,
+            megabytes=round(_bytes(Path(name)) / 1e6, 2),
+            seconds=statistics.median(times),
+            speedup=statistics.median(a / b for a, b in zip(seconds[0], times, strict=True)),
+            metrics=found,
+        )
+        for name, times, found in zip(names, seconds, metrics, strict=True)
+    ]
+    images = None if loaded is None else len(loaded.dataset)
+    setting = {"images": images, "height": size[0], "width": size[1], "batch_size": 1, "rounds": rounds}
+    return {
+        "setting": {**setting, "threads": torch.get_num_threads()},
+        "hardware": hardware_name(torch.device("cpu")),
+        "versions": {**software_versions(), "onnxruntime": version("onnxruntime")},
+        "models": [asdict(result) for result in results],
+    }
+
+
+@torch.no_grad()
+def paired_seconds(models: Sequence[nn.Module], size: tuple[int, int], rounds: int) -> list[list[float]]:
+    """Seconds of each model for one image of noise, round by round, so that a drift of the machine hits all alike."""
+    pixel_values = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
+    pixel_mask = torch.ones(1, *size, dtype=torch.int64)
+    seconds: list[list[float]] = [[] for _ in models]
+    for number in range(WARM_UP_ROUNDS + rounds):
+        for model, times in zip(models, seconds, strict=True):
+            started = time.perf_counter()
+            model(pixel_values=pixel_values, pixel_mask=pixel_mask)
+            if number >= WARM_UP_ROUNDS:
+                times.append(time.perf_counter() - started)
+    return seconds
+
+
+def result_table(models: Sequence[dict[str, Any]]) -> str:
+    """The `models` of `evaluate_exported` as a Markdown table, AP in per cent."""
+    header = ["model", "MB", "ms an image", "times as fast", *SHOWN_METRICS]
+    lines = [header, ["---"] * len(header)]
+    for model in models:
+        cost = [f"{model['megabytes']:.1f}", f"{1000 * model['seconds']:.1f}", f"{model['speedup']:.2f}"]
+        found = ["-" if not model["metrics"] else f"{100 * model['metrics'][name]:.1f}" for name in SHOWN_METRICS]
+        lines.append([model["name"], *cost, *found])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _load(name: str) -> tuple[nn.Module, Any]:
+    if name.endswith(".onnx"):
+        detector = OnnxDetector(name)
+        return detector, detector.image_processor
+    model, image_processor = load_pretrained(name)
+    return model.eval(), SapDetrImageProcessorPil.from_dict(image_processor.to_dict())
+
+
+def _metrics(model: nn.Module, image_processor: Any, data: DetectionData) -> dict[str, float]:
+    check_categories(data, model.config)
+    evaluation = evaluate_detections(model, data.dataset, image_processor, ground_truth(data), progress=False)
+    return {name: evaluation.metrics[name] for name in METRIC_NAMES}
+
+
+def _bytes(path: Path) -> int:
+    files = path.glob("*.safetensors") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files)

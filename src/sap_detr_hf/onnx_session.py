@@ -1,0 +1,67 @@
+"""An exported model in use from Python: an onnxruntime session, and a detector that evaluation takes for a model."""
+
+import json
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from .image_processing_pil_sap_detr import SapDetrImageProcessorPil
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+
+def open_session(path: str | Path, threads: int | None = None) -> "onnxruntime.InferenceSession":
+    """A session on the CPU, with as many threads as torch has unless `threads` says otherwise.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no ONNX model.
+    """
+    import onnxruntime
+
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path}: there is no such ONNX file")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or torch.get_num_threads()
+    # Threads that go on spinning after a run would slow whatever runs next: torch, in a comparison, to a third.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    try:
+        return onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own exceptions share no other base class
+        raise ValueError(f"{path} cannot be loaded as an ONNX model: {error}") from error
+
+
+class OnnxDetector(nn.Module):
+    """An exported file in a model's place, for [`evaluate_detections`].
+
+    `config` holds `id2label` and `category_ids` as the file states them, `image_processor` is made of its values.
+
+    Raises:
+        FileNotFoundError, ValueError: see [`open_session`]; or the file was not written by `scripts/export_onnx.py`.
+    """
+
+    def __init__(self, path: str | Path, threads: int | None = None):
+        super().__init__()
+        self.session = open_session(path, threads)
+        metadata = self.session.get_modelmeta().custom_metadata_map
+        if "image_processor" not in metadata:
+            raise ValueError(f"{path} does not say how to prepare images: export it with scripts/export_onnx.py")
+        labels = json.loads(metadata["id2label"])
+        self.config = SimpleNamespace(
+            id2label={int(index): name for index, name in labels.items()},
+            category_ids=json.loads(metadata["category_ids"]),
+        )
+        self.image_processor = SapDetrImageProcessorPil(**json.loads(metadata["image_processor"]))
+        self.device_and_dtype = nn.Parameter(torch.zeros(()), requires_grad=False)  # evaluation asks a parameter
+
+    def forward(self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor) -> Any:
+        """`logits` (B, N, K), `pred_boxes` (B, N, 4) and `pred_points` (B, N, 2), as the model's."""
+        names = [output.name for output in self.session.get_outputs()]
+        inputs = {"pixel_values": pixel_values.numpy(), "pixel_mask": pixel_mask.to(torch.int64).numpy()}
+        values = self.session.run(names, inputs)
+        return SimpleNamespace(**{name: torch.from_numpy(value) for name, value in zip(names, values, strict=True)})
