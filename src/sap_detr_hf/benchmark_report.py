@@ -90,7 +90,6 @@ def draw_bars(measurements: list[Measurement]) -> plt.Figure:
 
 def draw_growth(groups: list[list[Measurement]]) -> plt.Figure:
     """Seconds and peak memory of each model against what grows from group to group: pixels, queries or batch."""
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     first, last = groups[0][0], groups[-1][0]
     if first.height * first.width != last.height * last.width:
         where, label = [group[0].height * group[0].width / 1e6 for group in groups], "megapixels"
@@ -98,12 +97,15 @@ def draw_growth(groups: list[list[Measurement]]) -> plt.Figure:
         where, label = [group[0].batch_size for group in groups], "images a batch"
     else:
         where, label = [group[-1].overrides.get("num_queries", 306) for group in groups], "queries"
-    for index, measurement in enumerate(groups[0]):
-        lines = [group[index] for group in groups]
-        axes[0].plot(where, [m.seconds for m in lines], marker="o", label=measurement.model)
-        if all(m.peak_mib is not None for m in lines):
-            axes[1].plot(where, [m.peak_mib for m in lines], marker="o", label=measurement.model)
-    for axis, quantity in zip(axes, ("seconds", "peak memory beside the weights, MiB"), strict=True):
+    quantities = {"seconds": "seconds", "peak_mib": "peak memory beside the weights, MiB"}
+    if any(measurement.peak_mib is None for group in groups for measurement in group):
+        del quantities["peak_mib"]
+    figure, axes = plt.subplots(
+        1, len(quantities), figsize=(5.5 * len(quantities), 4), squeeze=False, layout="constrained"
+    )
+    for axis, (field, quantity) in zip(axes[0], quantities.items(), strict=True):
+        for index, measurement in enumerate(groups[0]):
+            axis.plot(where, [getattr(group[index], field) for group in groups], marker="o", label=measurement.model)
         axis.set(xlabel=label, ylabel=quantity, ylim=(0, None))
         axis.grid(alpha=0.3)
         axis.legend()
