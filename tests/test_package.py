@@ -1,0 +1,124 @@
+"""The wheel holds the package and nothing else, and works from where pip puts it; the public names are documented."""
+
+import doctest
+import importlib.util
+import inspect
+import os
+import pkgutil
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from tiny_model import tiny_model
+
+import sap_detr_hf
+from sap_detr_hf import SapDetrImageProcessorPil
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "sap_detr_hf"
+MODULES = ["sap_detr_hf", *(f"sap_detr_hf.{module.name}" for module in pkgutil.iter_modules(sap_detr_hf.__path__))]
+PREDICT = """
+import sys
+from pathlib import Path
+
+import sap_detr_hf
+from sap_detr_hf.coco_metric import COCO_METRIC_PATH
+from transformers import pipeline
+
+target, model, picture = sys.argv[1:]
+assert Path(sap_detr_hf.__file__).is_relative_to(target), sap_detr_hf.__file__
+assert Path(COCO_METRIC_PATH).is_relative_to(target), COCO_METRIC_PATH
+assert list(Path(COCO_METRIC_PATH).glob("*.py"))
+found = pipeline("object-detection", model=model)(picture, threshold=0.0)
+assert found
+assert set(found[0]) == {"score", "label", "box"}
+"""
+
+
+def pip(*arguments: str | Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """Built from a copy: a `build/` folder of an earlier build would leave its stale files in the wheel.
+
+    setuptools is installed with torch, which needs it, so nothing is fetched.
+    """
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    unwanted = shutil.ignore_patterns("*.egg-info", "__pycache__", "build", "dist")
+    shutil.copytree(ROOT / "src", source / "src", ignore=unwanted)
+    shutil.copytree(ROOT / "tests", source / "tests", ignore=unwanted)  # must stay out
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    built = pip("wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", folder, source)
+    assert built.returncode == 0, built.stdout + built.stderr
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+def test_wheel_holds_the_package_and_nothing_else(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    code = {name for name in names if not re.match(r"sap_detr_hf-[\w.]+\.dist-info/", name)}
+    assert code == {f"sap_detr_hf/{path.relative_to(PACKAGE).as_posix()}" for path in PACKAGE.rglob("*.py")}
+    assert "sap_detr_hf/metrics/coco_detection/coco_detection.py" in code
+    assert any(name.endswith("LICENSE") for name in names - code)
+
+
+def test_installed_wheel_predicts(wheel, tmp_path):
+    target, model = tmp_path / "target", tmp_path / "model"
+    installed = pip("install", "--no-deps", "--no-index", "--target", target, wheel)
+    assert installed.returncode == 0, installed.stdout + installed.stderr
+    tiny_model().save_pretrained(model)
+    SapDetrImageProcessorPil(size={"shortest_edge": 64, "longest_edge": 96}).save_pretrained(model)
+    Image.effect_noise((90, 60), 80).convert("RGB").save(tmp_path / "photo.jpg")
+    # The wheel comes before the editable installation, from which only the other packages are used
+    environment = {**os.environ, "PYTHONPATH": str(target)}
+    command = [sys.executable, "-c", PREDICT, target, model, tmp_path / "photo.jpg"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_installed_packages_fit_each_other():
+    checked = pip("check")
+    assert checked.returncode == 0, checked.stdout
+
+
+def test_models_share_the_base_class():
+    for model_class in (sap_detr_hf.SapDetrModel, sap_detr_hf.SapDetrForObjectDetection):
+        assert issubclass(model_class, sap_detr_hf.SapDetrPreTrainedModel)
+        assert model_class.config_class is sap_detr_hf.SapDetrConfig
+
+
+def modules_with(text: str) -> list[str]:
+    """Names of the modules whose source holds `text`."""
+    return [name for name in MODULES if text in Path(importlib.util.find_spec(name).origin).read_text()]
+
+
+def public_objects() -> dict[str, object]:
+    """Every name in an `__all__` of the package."""
+    modules = [importlib.import_module(name) for name in modules_with("__all__ =")]
+    return {name: getattr(module, name) for module in modules for name in module.__all__}
+
+
+def test_public_names_are_documented_and_tested():
+    tests = "\n".join(path.read_text() for path in ROOT.glob("tests/test_*.py"))
+    names = public_objects()
+    assert names.keys() >= set(sap_detr_hf.__all__)
+    for name, thing in names.items():
+        assert (inspect.getdoc(thing) or "").strip(), f"{name} has no docstring"
+        assert re.search(rf"\b{name}\b", tests), f"no test mentions {name}"
+
+
+@pytest.mark.parametrize("name", modules_with(">>>"))
+def test_docstring_examples(name):
+    result = doctest.testmod(importlib.import_module(name))
+    assert result.attempted > 0
+    assert result.failed == 0
