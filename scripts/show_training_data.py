@@ -1,18 +1,20 @@
 """Write what the model will see in training as pictures: after augmentation, with the boxes it is taught."""
 
 import argparse
+import sys
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoImageProcessor
 
 from sap_detr_hf import SapDetrImageProcessorPil
 from sap_detr_hf.augmentation import make_augmentation
-from sap_detr_hf.detection_data import DetectionRows, load_detection_data
+from sap_detr_hf.detection_data import DetectionData, DetectionRows, load_detection_data
 from sap_detr_hf.drawing import contact_sheet, draw_sample
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Read the command line, write the pictures and say where they are."""
+def main(argv: list[str] | None = None) -> int:
+    """Read the command line, write the pictures and say where they are; 2 for data or a model that cannot be used."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", help="COCO folder or JSON file, saved data set, parquet folder, or Hub id")
     parser.add_argument("--output", type=Path, required=True, help="folder for the pictures")
@@ -20,21 +22,18 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--images", help="image folder, where it is not found by itself")
     parser.add_argument("--count", type=int, default=16, help="number of images (default %(default)s)")
     parser.add_argument("--augmentation", default="released", help='"none", "flip", "released" or "module:function"')
-    parser.add_argument("--shortest_edge", type=int, default=800)
-    parser.add_argument("--longest_edge", type=int, default=1333)
+    parser.add_argument("--shortest_edge", type=int, help="pixels; the model's, or 800")
+    parser.add_argument("--longest_edge", type=int, help="pixels; the model's, or 1333")
     parser.add_argument("--model", help="take the image processor of this model folder or Hub id")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--epoch", type=int, default=0, help="every epoch augments anew")
     arguments = parser.parse_args(argv)
 
-    size = {"shortest_edge": arguments.shortest_edge, "longest_edge": arguments.longest_edge}
-    if arguments.model:
-        image_processor = AutoImageProcessor.from_pretrained(arguments.model)
-    else:
-        image_processor = SapDetrImageProcessorPil(size=size)
-    data = load_detection_data(arguments.data, arguments.split, images=arguments.images)
-    rows = DetectionRows(data, image_processor, make_augmentation(arguments.augmentation, **size), seed=arguments.seed)
-    rows.set_epoch(arguments.epoch)
+    try:
+        rows, data, image_processor = _samples(arguments)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     arguments.output.mkdir(parents=True, exist_ok=True)
     pictures = []
     for index in range(min(arguments.count, len(rows))):
@@ -44,7 +43,25 @@ def main(argv: list[str] | None = None) -> None:
         pictures.append(picture)
     contact_sheet(pictures, cell=(400, 400)).save(arguments.output / "all.png")
     print(f"{len(pictures)} pictures and all.png are in {arguments.output}")
+    return 0
+
+
+def _samples(arguments: argparse.Namespace) -> tuple[DetectionRows, DetectionData, Any]:
+    """What training sees: at the size of the model's own image processor where none is given."""
+    image_processor: Any = SapDetrImageProcessorPil()
+    if arguments.model:
+        image_processor = AutoImageProcessor.from_pretrained(arguments.model)
+    size = {
+        "shortest_edge": arguments.shortest_edge or image_processor.size["shortest_edge"],
+        "longest_edge": arguments.longest_edge or image_processor.size["longest_edge"],
+    }
+    image_processor.size = type(image_processor.size)(**size)
+    data = load_detection_data(arguments.data, arguments.split, images=arguments.images)
+    augmentation = make_augmentation(arguments.augmentation, **size)
+    rows = DetectionRows(data, image_processor, augmentation, seed=arguments.seed)
+    rows.set_epoch(arguments.epoch)
+    return rows, data, image_processor
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

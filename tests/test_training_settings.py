@@ -140,3 +140,10 @@ def test_effective_batch_is_checked():
         settings.accumulation(16)
     with pytest.raises(ValueError, match="`gradient_accumulation` = 3 is 6"):
         dataclasses.replace(settings, gradient_accumulation=3).accumulation(1)
+
+
+def test_one_coco_file_is_not_training_and_validation_data():
+    with pytest.raises(ValueError, match="name `val_annotations`"):
+        TrainingSettings(variant="r50", data="train.json")
+    TrainingSettings(variant="r50", data="train.json", evaluation_epochs=0)
+    TrainingSettings(variant="r50", data="train.json", val_annotations="val.json")

@@ -123,6 +123,8 @@ def save_model_directory(folder: Path, model: PreTrainedModel, image_processor: 
         make_folder(aside)
         model.save_pretrained(aside)
         image_processor.save_pretrained(aside)
+        for file in aside.glob("*.safetensors"):  # readable by this user alone otherwise
+            shutil.copymode(aside / "config.json", file)
         for file in sorted(aside.iterdir()):
             os.replace(file, folder / file.name)
     except (OSError, RuntimeError, SafetensorError) as error:

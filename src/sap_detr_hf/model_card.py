@@ -17,6 +17,8 @@ from .configuration_sap_detr import PUBLISHED_VARIANTS, SapDetrConfig
 from .modeling_sap_detr import SapDetrForObjectDetection
 from .training_settings import TrainingSettings
 
+# A path from the root, alone or within a command; not the middle of a relative path or of a URL.
+ABSOLUTE_PATH = re.compile(r"(?<![\w.:/~-])/[^\s'\"]+")
 REPO_ID = "REPO_ID"
 """Stands in a card for the repository that the model is published as."""
 
@@ -117,7 +119,7 @@ class CardSources:
             return None
         published = SapDetrConfig.from_variant(self.variant)
         same = all(getattr(self.config, name) == getattr(published, name) for name in ARCHITECTURE)
-        return REPORTED_BY_AUTHORS[self.variant] if same else None
+        return REPORTED_BY_AUTHORS.get(self.variant) if same else None
 
     @property
     def title(self) -> str:
@@ -293,7 +295,8 @@ def _measured(evaluation: Mapping[str, Any]) -> str:
     settings, values = evaluation["settings"], evaluation["metrics"]
     limit = settings.get("max_images")
     part = f"the first {limit} images only of " if limit else f"the {evaluation['images']} images of "
-    command = f" by `{evaluation['command']}`" if evaluation.get("command") else ""
+    command = ABSOLUTE_PATH.sub(lambda found: Path(found[0]).name, evaluation.get("command") or "")  # stays private
+    command = f" by `{command}`" if command else ""
     numbers = ["-" if value is None else f"{100 * value:.1f}" for value in values.values()]
     return (
         f"Official COCO numbers in per cent, measured on {part}the split `{settings['split']}` of "

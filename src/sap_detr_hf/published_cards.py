@@ -1,7 +1,6 @@
 """The cards in `model_cards/`: the four published variants, and the demo's model with what was measured of it."""
 
 import json
-import re
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -9,14 +8,11 @@ import yaml
 
 from . import digits
 from .configuration_sap_detr import PUBLISHED_VARIANTS, SapDetrConfig
-from .model_card import CardSources, card_of_converted, model_card, read_results
+from .model_card import ABSOLUTE_PATH, CardSources, card_of_converted, model_card, read_results
 from .training_settings import TrainingSettings, read_recipe
 
 DEMO_SOURCES = {"config.json": "model", "settings.yaml": "model", "results.json": "evaluation"}
 """What the demo's card is written from, and the folder of the demo's output that it lies in."""
-
-# A path from the root, alone or within a command; not the middle of a relative path or of a URL.
-_ABSOLUTE_PATH = re.compile(r"(?<![\w.:/~-])/[^\s'\"]+")
 
 
 def all_cards(demo_sources: Path, speed: str = "") -> dict[str, str]:
@@ -82,7 +78,7 @@ def without_machine_paths(content: Any, root: Path) -> Any:
         return content
     if PurePath(content).is_relative_to(root):  # as a whole: it may hold spaces
         return _relative(content, root)
-    return _ABSOLUTE_PATH.sub(lambda found: _relative(found[0], root), content)
+    return ABSOLUTE_PATH.sub(lambda found: _relative(found[0], root), content)
 
 
 def _relative(path: str, root: Path) -> str:

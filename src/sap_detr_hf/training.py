@@ -203,10 +203,12 @@ def evaluate_if_due(run: TrainingRun, stop: list[int]):
     progress.evaluated_step = progress.step
     run.report.report_evaluation(progress.step, values)
     if values["AP"] > progress.best_ap:
-        progress.best_ap, progress.best_step, progress.evaluations_since_best = values["AP"], progress.step, 0
-        keep_best(run)
-    else:
+        progress.evaluations_since_best = 0
+    elif progress.step > run.settings.warmup_steps:  # nothing can be expected before
         progress.evaluations_since_best += 1
+    if values["AP"] >= progress.best_ap:  # of equals, such as AP 0 at the start, the latest
+        progress.best_ap, progress.best_step = values["AP"], progress.step
+        keep_best(run)
 
 
 def evaluate(run: TrainingRun) -> dict[str, float]:

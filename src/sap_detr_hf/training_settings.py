@@ -129,6 +129,11 @@ class TrainingSettings:
                 "Name the validation data that AP is measured on: `val_annotations` with `val_images`, "
                 "or set `evaluation_epochs` to 0."
             )
+        if measured and str(self.data).endswith(".json") and not self.val_annotations:
+            raise ValueError(
+                f"`data` = {self.data} is one COCO file, and AP on the images that are learned from says nothing: name "
+                "`val_annotations` and `val_images`, or set `evaluation_epochs` to 0."
+            )
 
     def _check_ranges(self):
         at_least_one = ("epochs", "effective_batch", "images_per_device", "keep_checkpoints", "log_steps",
