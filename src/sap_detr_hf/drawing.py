@@ -45,13 +45,13 @@ def draw_detections(
         )
     draw = ImageDraw.Draw(picture)
     thickness = max(2, round(min(picture.size) / 250))
-    # Large boxes first, so that small ones stay visible.
-    for index in sorted(range(len(corners)), key=lambda index: -_area(corners[index])):
+    # Large boxes first, so that small ones stay visible; of equals the first, usually the best, comes last.
+    for index in sorted(range(len(corners)), key=lambda index: (-_area(corners[index]), -index)):
         _draw_box(draw, corners[index], label_colour(labels[index]), thickness)
-    for index, box in reversed(list(enumerate(corners))):  # best first is usual: its name covers others
+    for index, box in reversed(list(enumerate(corners))):
         text = labels[index] if score_list is None else f"{labels[index]}: {score_list[index]:.2f}"
         _draw_name(draw, box, text, label_colour(labels[index]))
-    for index, point in enumerate(point_list or []):
+    for index, point in reversed(list(enumerate(point_list or []))):
         _draw_point(draw, point, label_colour(labels[index]), radius=2 * thickness)
     return picture
 

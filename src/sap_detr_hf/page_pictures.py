@@ -135,7 +135,6 @@ def draw_picture(
     if chosen is not None:
         found, points = picture.detections.select(torch.tensor([chosen])), True
         image = _glowing(picture, *picture.attention[chosen])
-    found = found.select(torch.arange(len(found)).flip(0))  # the best is drawn last, over the others
     scale = torch.tensor(image.size) / torch.tensor(picture.size)  # width, height
     return draw_detections(
         image, found.boxes * scale.repeat(2), found.labels, found.scores, found.points * scale if points else None
