@@ -102,7 +102,7 @@ class TrainingSettings:
     evaluation_epochs: Annotated[int, "measure AP every N epochs; 0: never"] = 1
     evaluation_steps: Annotated[int | None, "measure AP also every N steps"] = None
     evaluation_batch_size: Annotated[int, "images per forward pass in evaluation; does not change the numbers"] = 4
-    early_stopping: Annotated[int | None, "stop after this many evaluations without a better AP"] = None
+    early_stopping: Annotated[int | None, "stop after N evaluations after warm-up without a better AP"] = None
     checkpoint_epochs: Annotated[int, "save the training state every N epochs; 0: only by steps and at the end"] = 1
     checkpoint_steps: Annotated[int | None, "save the training state also every N steps"] = None
     keep_checkpoints: Annotated[int, "how many of the newest training states stay on disk"] = 2
