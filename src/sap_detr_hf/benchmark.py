@@ -2,21 +2,21 @@
 
 import math
 import multiprocessing
-import os
-import platform
 import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .benchmark_models import count_parameters, multiply_adds
+from .benchmark_models import count_cost
 from .benchmark_tasks import TASKS, Case
+from .measuring_machine import hardware_name, software_versions
+
+WARM_UP_ROUNDS = 2
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Measurement:
         images_per_second: batch size / seconds.
         peak_mib: memory that the call takes at its peak on top of the loaded model and its inputs, measured in a
             process of its own: resident memory on a CPU, allocated memory on a GPU. `None` where not measured.
-        parameters: number of parameters; `None` without a model.
+        parameters: number of parameters, before any folding; `None` without a model.
         multiply_adds: of one image's forward pass; `None` without a model.
         rate_share: share of the device's rate in a large matrix product of the same dtype that the forward pass
             reaches; `None` for other tasks.
@@ -56,7 +56,7 @@ class Measurement:
 
 
 def measure(cases: list[Case], rounds: int = 5, memory: bool = True, progress: Callable = iter) -> list[Measurement]:
-    """Time cases in turn, after one round that does not count; the first is the one that ratios refer to.
+    """Time cases in turn; the first is the one that ratios refer to.
 
     Args:
         cases: two or more that are comparable.
@@ -68,14 +68,25 @@ def measure(cases: list[Case], rounds: int = 5, memory: bool = True, progress: C
         ValueError: no such model.
     """
     actions = [TASKS[case.task](case) for case in cases]
-    seconds: list[list[float]] = [[] for _ in cases]
-    for number in progress(range(rounds + 1)):
-        for case, action, times in zip(cases, actions, seconds, strict=True):
-            elapsed = timed(action, case.device)
-            if number:
-                times.append(elapsed)
+    seconds = paired_seconds(actions, rounds, cases[0].device, progress)
     del actions
     return [summary(case, times, seconds[0], memory) for case, times in zip(cases, seconds, strict=True)]
+
+
+def paired_seconds(
+    actions: Sequence[Callable[[], Any]], rounds: int, device: str = "cpu", progress: Callable = iter
+) -> list[list[float]]:
+    """Seconds of each action, round by round in turn, so that a drift of the machine hits all alike.
+
+    Two more rounds go before and do not count.
+    """
+    seconds: list[list[float]] = [[] for _ in actions]
+    for number in progress(range(WARM_UP_ROUNDS + rounds)):
+        for action, times in zip(actions, seconds, strict=True):
+            elapsed = timed(action, device)
+            if number >= WARM_UP_ROUNDS:
+                times.append(elapsed)
+    return seconds
 
 
 def summary(case: Case, seconds: list[float], reference: list[float], memory: bool) -> Measurement:
@@ -91,8 +102,8 @@ def summary(case: Case, seconds: list[float], reference: list[float], memory: bo
         images_per_second=case.batch_size / median,
     )
     if case.task in ("forward", "training"):
-        result.parameters = count_parameters(case.build())
-        result.multiply_adds = multiply_adds(case.model, case.height, case.width, **case.overrides)
+        counts = count_cost(case.model, case.height, case.width, **case.overrides)
+        result.parameters, result.multiply_adds = counts
         result.peak_mib = in_fresh_process(case) if memory else None
     if case.task == "forward":
         result.rate_share = 2 * result.multiply_adds * case.batch_size / median / matrix_rate(case)  # type: ignore
@@ -147,13 +158,10 @@ def in_fresh_process(case: Case) -> float:
 
 def environment(device: str) -> dict[str, Any]:
     """Hardware and versions, for the results' readers."""
-    cpu = next((line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "")
-    hardware = {"device": device, "cpu": cpu or platform.machine(), "threads": torch.get_num_threads()}
+    hardware = {"device": device, "cpu": hardware_name(torch.device("cpu")), "threads": torch.get_num_threads()}
     if device != "cpu":
-        hardware["gpu"] = torch.cuda.get_device_name()
-        hardware["tf32"] = torch.backends.cuda.matmul.allow_tf32
-    names = ("torch", "transformers", "torchvision", "pillow")
-    return {"hardware": {**hardware, "cores": os.cpu_count()}, "versions": {name: version(name) for name in names}}
+        hardware |= {"gpu": hardware_name(torch.device(device)), "tf32": torch.backends.cuda.matmul.allow_tf32}
+    return {"hardware": hardware, "versions": software_versions()}
 
 
 def _finish(device: str) -> None:

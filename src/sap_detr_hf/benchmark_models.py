@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     ConditionalDetrConfig,
@@ -61,13 +60,8 @@ def build_model(name: str, **overrides) -> PreTrainedModel:
     return sap_detr
 
 
-def count_parameters(model: nn.Module) -> int:
-    """Number of parameters, frozen ones included."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def multiply_adds(name: str, height: int, width: int, **overrides) -> int:
-    """Multiply-adds of one image's convolutions, matrix products and attention."""
+def count_cost(name: str, height: int, width: int, **overrides) -> tuple[int, int]:
+    """Parameters, and multiply-adds of one image's convolutions, matrix products and attention; before any folding."""
     with torch.device("cpu" if name in PEERS else "meta"):  # the peers look at the values of their masks
         model = build_model(name if name.endswith(":released") else name.partition(":")[0], **overrides)
         inputs = image_batch(height, width, 1)
@@ -75,7 +69,7 @@ def multiply_adds(name: str, height: int, width: int, **overrides) -> int:
         model.set_attn_implementation("eager")  # the same products as in every other implementation
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(**inputs)
-    return counter.get_total_flops() // 2
+    return sum(parameter.numel() for parameter in model.parameters()), counter.get_total_flops() // 2
 
 
 def image_batch(height: int, width: int, batch_size: int) -> dict[str, torch.Tensor]:

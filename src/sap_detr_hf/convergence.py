@@ -38,7 +38,8 @@ from .checkpoints import save_model_directory
 from .configuration_sap_detr import SapDetrConfig
 from .demo import packaged_backbone
 from .detection_data import DetectionData
-from .evaluation_report import hardware_name, software_versions, write_results
+from .evaluation_report import write_results
+from .measuring_machine import hardware_name, software_versions
 from .modeling_sap_detr import SapDetrForObjectDetection
 from .training import train
 from .training_model import build_image_processor

@@ -3,10 +3,8 @@
 import json
 import math
 import os
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -21,10 +19,10 @@ from .coco_metric import METRIC_NAMES, CocoMetric
 from .detection_data import DetectionData, check_categories, load_detection_data, open_row_image
 from .drawing import contact_sheet, draw_detections
 from .evaluation import Evaluation, evaluate_detections, ground_truth
+from .measuring_machine import hardware_name, software_versions
 from .pretrained import AUTOCAST_DTYPES, load_pretrained
 from .process_agreement import on_main_process, together
 
-PACKAGES = ("sap-detr-hf", "torch", "torchvision", "transformers", "accelerate", "datasets", "pycocotools", "numpy")
 TABLE_COLUMNS = ("boxes", "AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR100")
 RECALLS = np.linspace(0, 1, 101)
 # The worst images are those with the most mistakes among detections of at least this score, at this IoU.
@@ -188,24 +186,6 @@ def write_results(path: str | os.PathLike, results: Mapping[str, Any]) -> None:
     aside.replace(path)
 
 
-def software_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that numbers depend on, of those installed."""
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return versions
-
-
-def hardware_name(device: torch.device) -> str:
-    """Name of the device, such as "NVIDIA H100" or the processor's model with its number of cores."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{_processor_name()}, {os.cpu_count()} cores"
-
-
 def metrics_table(metrics: Mapping[str, float]) -> str:
     """The 12 numbers, in per cent, as two Markdown tables: AP and AR."""
     rows = [METRIC_NAMES[:6], METRIC_NAMES[6:]]
@@ -338,9 +318,3 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_without_nan(entry) for entry in value]
     return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def _processor_name() -> str:
-    with open("/proc/cpuinfo") if os.path.exists("/proc/cpuinfo") else open(os.devnull) as file:
-        names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

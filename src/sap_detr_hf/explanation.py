@@ -273,10 +273,7 @@ def _gaussian_shape(
     module: Any, hidden_states: torch.Tensor, points: torch.Tensor, sides: torch.Tensor, extent: torch.Tensor
 ) -> dict[str, torch.Tensor]:
     """Centre and standard deviation of the heads' Gaussians, (B, N, H, 2) both, in feature-map pixels."""
-    offset, inverse_width = module.proj(hidden_states).float().unflatten(-1, (2, -1, 2)).unbind(2)
-    offset = offset.tanh()
-    left_top, right_bottom = sides[:, :, None].split(2, dim=-1)  # (B, N, 1, 2)
-    centres = (points[:, :, None] + offset * torch.where(offset > 0, right_bottom, left_top)) * extent
+    centres, inverse_width = module.place(module.proj(hidden_states), points, sides, extent)
     return {"centres": centres, "widths": 2 / inverse_width.abs().clamp(min=1e-6)}  # exp(-(d a)^2 / 8)
 
 

@@ -215,12 +215,7 @@ class SapDetrSideDirectedGaussian(nn.Module):
             (B, H, N, h * w) in the dtype of `hidden_states`' projections.
         """
         projected = self.proj(hidden_states)
-        offset, inverse_width = projected.float().unflatten(-1, (2, self.num_heads, 2)).unbind(2)  # (B, N, H, 2) x, y
-        offset = offset.tanh()
-        left_top, right_bottom = sides[:, :, None].split(2, dim=-1)  # (B, N, 1, 2)
-        centre = points[:, :, None] + offset * torch.where(offset > 0, right_bottom, left_top)  # (B, N, H, 2)
-        centre = (centre * extent).transpose(1, 2)  # (B, H, N, 2) feature-map pixels
-        inverse_width = inverse_width.transpose(1, 2)
+        centre, inverse_width = (part.transpose(1, 2) for part in self.place(projected, points, sides, extent))
         gaussian_y, gaussian_x = (
             self.exponent(centre[..., axis], inverse_width[..., axis], size, projected.dtype)
             for axis, size in ((1, map_size[0]), (0, map_size[1]))
@@ -229,6 +224,16 @@ class SapDetrSideDirectedGaussian(nn.Module):
         if valid is not None:
             bias = bias.masked_fill_(~valid[:, None], torch.finfo(bias.dtype).min)
         return bias.flatten(3)
+
+    def place(
+        self, projected: torch.Tensor, points: torch.Tensor, sides: torch.Tensor, extent: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Centre and inverse width x, y of each head's Gaussian in feature-map pixels, (B, N, H, 2) float32 both."""
+        offset, inverse_width = projected.float().unflatten(-1, (2, self.num_heads, 2)).unbind(2)
+        offset = offset.tanh()
+        left_top, right_bottom = sides[:, :, None].split(2, dim=-1)  # (B, N, 1, 2)
+        centre = points[:, :, None] + offset * torch.where(offset > 0, right_bottom, left_top)
+        return centre * extent, inverse_width
 
     @staticmethod
     def exponent(centre: torch.Tensor, inverse_width: torch.Tensor, size: int, dtype: torch.dtype) -> torch.Tensor:

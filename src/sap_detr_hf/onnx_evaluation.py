@@ -1,9 +1,9 @@
 """Exported models beside the torch model they came from: COCO AP, size and latency, all in one run."""
 
 import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,16 +11,18 @@ from typing import Any
 import torch
 from torch import nn
 
+from .benchmark import paired_seconds
+from .benchmark_models import image_batch
 from .coco_metric import METRIC_NAMES
 from .detection_data import DetectionData, check_categories, load_detection_data
 from .evaluation import evaluate_detections, ground_truth, processed_size
-from .evaluation_report import check_images_exist, hardware_name, software_versions
+from .evaluation_report import check_images_exist
 from .image_processing_pil_sap_detr import SapDetrImageProcessorPil
+from .measuring_machine import hardware_name, software_versions
 from .onnx_session import OnnxDetector
 from .pretrained import load_pretrained
 
 SHOWN_METRICS = ("AP", "AP50", "AP75")
-WARM_UP_ROUNDS = 2
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,9 @@ def evaluate_exported(
         size = size or processed_size(models[0][1], loaded.dataset[0]["height"], loaded.dataset[0]["width"])
     assert size is not None
     metrics = [None if loaded is None else _metrics(*model, loaded) for model in models]
-    seconds = paired_seconds([model for model, _ in models], size, rounds)
+    inputs = image_batch(*size, 1)
+    with torch.no_grad():
+        seconds = paired_seconds([partial(model, **inputs) for model, _ in models], rounds)
     results = [
         ModelResult(
             name=Path(name).name,
@@ -96,21 +100,6 @@ def evaluate_exported(
         "versions": {**software_versions(), "onnxruntime": version("onnxruntime")},
         "models": [asdict(result) for result in results],
     }
-
-
-@torch.no_grad()
-def paired_seconds(models: Sequence[nn.Module], size: tuple[int, int], rounds: int) -> list[list[float]]:
-    """Seconds of each model for one image of noise, round by round, so that a drift of the machine hits all alike."""
-    pixel_values = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
-    pixel_mask = torch.ones(1, *size, dtype=torch.int64)
-    seconds: list[list[float]] = [[] for _ in models]
-    for number in range(WARM_UP_ROUNDS + rounds):
-        for model, times in zip(models, seconds, strict=True):
-            started = time.perf_counter()
-            model(pixel_values=pixel_values, pixel_mask=pixel_mask)
-            if number >= WARM_UP_ROUNDS:
-                times.append(time.perf_counter() - started)
-    return seconds
 
 
 def result_table(models: Sequence[dict[str, Any]]) -> str:

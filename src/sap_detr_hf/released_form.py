@@ -14,13 +14,10 @@ class MaterialisedGaussian(SapDetrSideDirectedGaussian):
 
     def forward(self, hidden_states, points, sides, extent, valid, map_size):
         """As [`SapDetrSideDirectedGaussian`]."""
-        offset, inverse_width = self.proj(hidden_states).float().unflatten(-1, (2, self.num_heads, 2)).unbind(2)
-        offset = offset.tanh()
-        left_top, right_bottom = sides[:, :, None].split(2, dim=-1)
-        centre = points[:, :, None] + offset * torch.where(offset > 0, right_bottom, left_top)  # (B, N, H, 2)
-        rows, columns = (torch.arange(size, device=offset.device, dtype=torch.float32) + 0.5 for size in map_size)
+        centre, inverse_width = self.place(self.proj(hidden_states), points, sides, extent)  # (B, N, H, 2)
+        rows, columns = (torch.arange(size, device=centre.device, dtype=torch.float32) + 0.5 for size in map_size)
         keys = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1).flatten(0, 1)  # (L, 2) x, y
-        difference = keys - (centre * extent).transpose(1, 2)[..., None, :]  # (B, H, N, L, 2)
+        difference = keys - centre.transpose(1, 2)[..., None, :]  # (B, H, N, L, 2)
         scaled = difference * inverse_width.transpose(1, 2)[..., None, :]
         bias = -scaled.square().sum(-1) / 8  # (B, H, N, L)
         if valid is not None:

@@ -1,0 +1,43 @@
+"""The hardware and the versions that a measurement was made with, for its readers."""
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+PACKAGES = (
+    "sap-detr-hf",
+    "torch",
+    "torchvision",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "pycocotools",
+    "numpy",
+    "pillow",
+)
+
+
+def software_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that numbers depend on, of those installed."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def hardware_name(device: torch.device) -> str:
+    """Name of the device, such as "NVIDIA H100" or the processor's model with its number of cores."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{_processor_name()}, {os.cpu_count()} cores"
+
+
+def _processor_name() -> str:
+    with open("/proc/cpuinfo") if os.path.exists("/proc/cpuinfo") else open(os.devnull) as file:
+        names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
