@@ -4,6 +4,8 @@ import torch
 
 from sap_detr_hf import SapDetrConfig, SapDetrForObjectDetection
 
+# Train it on images of at most 160 pixels a side: oneDNN (torch 2.14) writes beyond its memory in the weights' gradient
+# of a 1 x 1 convolution with stride 2 on fewer than 16 channels and maps of 48 x 48 or more.
 TINY_BACKBONE = {
     "model_type": "resnet",
     "embedding_size": 8,

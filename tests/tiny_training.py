@@ -26,7 +26,7 @@ TINY_MODEL = {
     "backbone_config": {
         "model_type": "resnet",
         "embedding_size": 8,
-        "hidden_sizes": [8, 16, 24, 32],
+        "hidden_sizes": [16, 16, 24, 32],  # 16 at least: see tiny_model.py
         "depths": [1, 1, 1, 1],
         "layer_type": "basic",
         "out_features": ["stage4"],
