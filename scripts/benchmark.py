@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", nargs="?", default="forward", choices=list(DEFAULT_MODELS))
-    forms = "optimized, compiled or released"
+    forms = "optimized, compiled, released, channels or flex"
     parser.add_argument("--models", nargs="+", help=f"r50, r50-dc5, r101, r101-dc5 (then :{forms}) or a peer")
     parser.add_argument("--height", type=int, help="pixels; 800, in training 480")
     parser.add_argument("--width", type=int, help="pixels; 1066, in training 640")

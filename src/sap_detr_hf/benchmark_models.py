@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from .configuration_sap_detr import PUBLISHED_VARIANTS, R50_BACKBONE, SapDetrConfig
+from .gaussian_forms import GAUSSIAN_FORMS, gaussian_form
 from .modeling_sap_detr import SapDetrForObjectDetection
 from .released_form import released_form
 
@@ -28,6 +29,8 @@ FORMS = {
     "optimized": "after `optimize_for_inference()`",
     "compiled": "after `optimize_for_inference()` and `torch.compile`",
     "released": "computed as the released code does",
+    "channels": "the Gaussian as further channels of queries and keys",
+    "flex": "the Gaussian in flex attention",
 }
 MODELS = (*PUBLISHED_VARIANTS, *PEERS)
 
@@ -53,6 +56,8 @@ def build_model(name: str, **overrides) -> PreTrainedModel:
     sap_detr = SapDetrForObjectDetection(SapDetrConfig.from_variant(variant, **overrides)).eval()
     if form == "released":
         return released_form(sap_detr)
+    if form in GAUSSIAN_FORMS:
+        return gaussian_form(sap_detr, form)
     if form in ("optimized", "compiled"):
         sap_detr.optimize_for_inference()
     if form == "compiled":
