@@ -32,7 +32,14 @@ def test_other_speeds_are_the_measured_ones():
     assert f"gave {rates[0]:.1f} images a second where training took {rates[1]:.2f}" in " ".join(README.split())
     precision = measured("demo_precision")
     sentence = "AP is {:.4f} in float32 and {:.4f} in bfloat16"
-    assert sentence.format(*(precision[name]["AP"] for name in ("float32", "bfloat16"))) in README
+    assert sentence.format(*(precision[name]["AP"] for name in ("float32", "bfloat16"))) in " ".join(README.split())
+    steps = {
+        task: read_report(ROOT / "benchmarks" / f"{task}_cpu_gaussian.json")[0] for task in ("forward", "training")
+    }
+    bias, channels = steps["training"]
+    sentence = "forward pass {:.2f} times and its training step {:.2f} times as fast, the latter with {:.2f} times"
+    figures = (steps["forward"][1].speedup, channels.speedup, channels.peak_mib / bias.peak_mib)
+    assert sentence.format(*figures) in " ".join(README.split())
     for model in measured("onnx_cpu")["models"]:
         metrics = model["metrics"]
         row = f" | {model['megabytes']:.1f} | {metrics['AP']:.3f} | {metrics['AP50']:.3f} | {model['speedup']:.2f} |"

@@ -357,7 +357,7 @@ class SapDetrPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False  # the loss has its own normaliser: Trainer must not rescale it
     _supports_sdpa = True
-    _supports_flex_attn = False  # its CPU kernel of torch 2.14 dies of a segmentation fault; untried on GPUs
+    _supports_flex_attn = False  # transformers' interface has no place for an additive bias there
     _supports_attention_backend = True
     _supports_flash_attn = False  # no additive bias there
 
