@@ -1,15 +1,9 @@
-"""Check a detection data set: images, boxes, categories. Exit code 0 where nothing is found, 1 otherwise."""
+"""Check a detection data set: images, boxes, categories. Exit code 0 where it can be trained on, 1 otherwise."""
 
 import argparse
 import json
 import sys
 from pathlib import Path
-
-from transformers import AutoConfig
-
-import sap_detr_hf  # noqa: F401  (registers the model's configuration)
-from sap_detr_hf.data_checks import cheap_checks, full_checks
-from sap_detr_hf.detection_data import check_categories, load_detection_data
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -21,9 +15,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--box_format", choices=["xywh", "xyxy"], default="xywh", help="of a Hub data set's boxes")
     parser.add_argument("--categories", choices=["contiguous", "coco91"], default="contiguous")
     model = parser.add_mutually_exclusive_group()
-    model.add_argument("--model", help="model folder or Hub id: also compare categories and number of queries")
+    model.add_argument("--model", help="model folder or Hub id: compare classes and number of queries")
     model.add_argument("--queries", type=int, help="report images with more boxes than this")
     parser.add_argument("--fast", action="store_true", help="do not open the images")
+    parser.add_argument("--strict", action="store_true", help="exit code 1 for warnings too")
     parser.add_argument("--json", type=Path, help="write the whole report to this file")
     arguments = parser.parse_args(argv)
     try:
@@ -34,8 +29,9 @@ def main(argv: list[str] | None = None) -> int:
     for report in reports.values():
         print(report.table())
     for mismatch in mismatches:
-        print(f"  error: {mismatch}")
-    ok = not mismatches and all(report.ok for report in reports.values())
+        print(f"  warning: {mismatch}")
+    warnings = mismatches or any(report.warnings for report in reports.values())
+    ok = all(report.ok for report in reports.values()) and not (arguments.strict and warnings)
     if arguments.json:
         content = {"ok": ok, "model_mismatches": mismatches}
         content["splits"] = {split: report.to_dict() for split, report in reports.items()}
@@ -44,7 +40,17 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> tuple[dict, list[str]]:
-    config = AutoConfig.from_pretrained(arguments.model) if arguments.model else None
+    # After the arguments, so that --help answers at once
+    from sap_detr_hf.data_checks import cheap_checks, full_checks
+    from sap_detr_hf.detection_data import check_categories, load_detection_data
+    from sap_detr_hf.pretrained import readable_model
+
+    config = None
+    if arguments.model:
+        from transformers import AutoConfig
+
+        with readable_model(arguments.model):
+            config = AutoConfig.from_pretrained(arguments.model)
     queries = config.num_queries if config is not None else arguments.queries
     # A single JSON file is one split, whatever it is called.
     splits = [Path(arguments.data).stem] if arguments.data.endswith(".json") else arguments.split

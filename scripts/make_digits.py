@@ -2,8 +2,6 @@
 
 import argparse
 
-from sap_detr_hf.digits import make_digits
-
 
 def main(argv: list[str] | None = None) -> None:
     """Read the command line, write the data set and say where it is."""
@@ -14,6 +12,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--size", type=int, nargs=2, default=(224, 224), metavar=("W", "H"), help="default 224 224")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
+    # After the arguments, so that --help answers at once
+    from sap_detr_hf.digits import make_digits
+
     try:
         files = make_digits(
             arguments.output_dir, arguments.train, arguments.val, tuple(arguments.size), seed=arguments.seed

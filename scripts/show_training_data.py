@@ -5,13 +5,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoImageProcessor
-
-from sap_detr_hf import SapDetrImageProcessorPil
-from sap_detr_hf.augmentation import make_augmentation
-from sap_detr_hf.detection_data import DetectionData, DetectionRows, load_detection_data
-from sap_detr_hf.drawing import contact_sheet, draw_sample
-
 
 def main(argv: list[str] | None = None) -> int:
     """Read the command line, write the pictures and say where they are; 2 for data or a model that cannot be used."""
@@ -28,6 +21,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--epoch", type=int, default=0, help="every epoch augments anew")
     arguments = parser.parse_args(argv)
+    # After the arguments, so that --help answers at once
+    from sap_detr_hf.drawing import contact_sheet, draw_sample
 
     try:
         rows, data, image_processor = _samples(arguments)
@@ -46,11 +41,19 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _samples(arguments: argparse.Namespace) -> tuple[DetectionRows, DetectionData, Any]:
-    """What training sees: at the size of the model's own image processor where none is given."""
+def _samples(arguments: argparse.Namespace) -> tuple[Any, Any, Any]:
+    """Rows, data and image processor as in training: at the size of the model's own where none is given."""
+    from transformers import AutoImageProcessor
+
+    from sap_detr_hf import SapDetrImageProcessorPil
+    from sap_detr_hf.augmentation import make_augmentation
+    from sap_detr_hf.detection_data import DetectionRows, load_detection_data
+    from sap_detr_hf.pretrained import readable_model
+
     image_processor: Any = SapDetrImageProcessorPil()
     if arguments.model:
-        image_processor = AutoImageProcessor.from_pretrained(arguments.model)
+        with readable_model(arguments.model):
+            image_processor = AutoImageProcessor.from_pretrained(arguments.model)
     size = {
         "shortest_edge": arguments.shortest_edge or image_processor.size["shortest_edge"],
         "longest_edge": arguments.longest_edge or image_processor.size["longest_edge"],

@@ -8,7 +8,7 @@ from PIL import Image
 from project_scripts import load_script
 
 from sap_detr_hf import SapDetrConfig
-from sap_detr_hf.data_checks import EXAMPLES, cheap_checks, full_checks
+from sap_detr_hf.data_checks import EXAMPLES, WARNINGS, cheap_checks, full_checks
 from sap_detr_hf.detection_data import load_detection_data
 from sap_detr_hf.digits import make_digits
 
@@ -79,7 +79,7 @@ def test_each_problem_of_annotations_is_found_alone(tmp_path, boxes, kind, examp
     assert dict(report.counts) == {kind: 1}
     assert example in report.examples[kind][0]
     assert kind in report.table()
-    assert not report.ok
+    assert report.ok == (kind in WARNINGS)
 
 
 def test_rounded_coordinates_and_same_box_of_another_class_are_fine(tmp_path):
@@ -167,9 +167,20 @@ def test_script_compares_with_a_model(tmp_path, check_data, capsys):
     SapDetrConfig(id2label={0: "cat", 1: "cow"}, category_ids=[1, 4]).save_pretrained(tmp_path / "bad")
     arguments = [str(folder), "--split", "train", "--fast", "--model"]
     assert check_data([*arguments, str(tmp_path / "good")]) == 0
-    assert check_data([*arguments, str(tmp_path / "bad"), "--json", str(tmp_path / "r.json")]) == 1
-    assert 'Category 4 is "dog"' in capsys.readouterr().out
+    assert check_data([*arguments, str(tmp_path / "bad"), "--json", str(tmp_path / "r.json")]) == 0  # a new head does
+    assert 'warning: Category 4 is "dog"' in capsys.readouterr().out
+    assert check_data([*arguments, str(tmp_path / "bad"), "--strict"]) == 1
+    assert check_data([*arguments, "no/such/model"]) == 1
+    assert "no/such/model is no model directory here" in capsys.readouterr().err
     assert "cow" in json.loads((tmp_path / "r.json").read_text())["model_mismatches"][0]
+
+
+def test_script_passes_with_warnings_unless_strict(tmp_path, check_data, capsys):
+    folder = write(tmp_path, [*GOOD, (1, 1, [5, 5, 0, 10])])
+    arguments = [str(folder), "--split", "train", "--fast"]
+    assert check_data(arguments) == 0
+    assert "warning: zero-area box: 1" in capsys.readouterr().out
+    assert check_data([*arguments, "--strict"]) == 1
 
 
 def test_script_on_what_is_no_data_set(tmp_path, check_data, capsys):

@@ -20,7 +20,7 @@ from sap_detr_hf import SapDetrConfig, SapDetrForObjectDetection, SapDetrImagePr
 from sap_detr_hf.coco_metric import METRIC_NAMES, CocoMetric, GroundTruth
 from sap_detr_hf.detection_data import load_detection_data
 from sap_detr_hf.evaluation import EvaluationImages, evaluate_detections, ground_truth, plan_batches, processed_size
-from sap_detr_hf.evaluation_report import count_mistakes
+from sap_detr_hf.evaluation_report import REPORT, count_mistakes
 
 ROOT = Path(__file__).parents[1]
 SIZES = [(96, 64), (64, 96), (120, 80), (80, 80), (96, 64), (150, 60), (96, 64)]  # width, height
@@ -342,6 +342,14 @@ def test_script_writes_the_report(script, model_dir, coco_dir, tmp_path, data, t
     printed = capsys.readouterr().out
     assert f"{100 * results['metrics']['AP']:.1f}" in printed
     assert "green" in printed
+
+    assert script(arguments(model_dir, coco_dir, output)) == 2
+    assert f"{output} is not empty" in capsys.readouterr().err
+    (output / "notes.txt").write_text("mine")
+    assert script(arguments("no/such/model", coco_dir, output, "--overwrite")) == 2
+    assert (output / "worst").is_dir()  # nothing is lost by a mistyped command
+    assert script(arguments(model_dir, coco_dir, output, "--overwrite")) == 0
+    assert {path.name for path in output.iterdir()} == {*REPORT, "notes.txt"} - {"worst"}
 
 
 def test_script_on_test_images_without_annotations(script, model_dir, coco_dir, tmp_path):

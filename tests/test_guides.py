@@ -127,7 +127,7 @@ def test_a_misspelt_setting_would_be_seen(monkeypatch):
 @pytest.mark.parametrize("guide", GUIDES)
 def test_options_in_prose_exist(guide, capsys):
     options = set(field_types())
-    for script in ("evaluate", "predict", "publish"):
+    for script in ("check_data", "evaluate", "predict", "publish"):
         with pytest.raises(SystemExit):
             load_script(script).main(["--help"])
         options |= set(OPTION.findall(capsys.readouterr().out))

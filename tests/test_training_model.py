@@ -4,6 +4,7 @@ import pytest
 import torch
 from tiny_training import TINY_MODEL
 
+from sap_detr_hf import SapDetrImageProcessorPil
 from sap_detr_hf.detection_data import DetectionData
 from sap_detr_hf.training_model import build_image_processor, build_model
 from sap_detr_hf.training_settings import TrainingSettings
@@ -62,3 +63,26 @@ def test_building_depends_on_the_seed_alone():
 def test_image_size(changes, size):
     processor = build_image_processor(settings(**changes))
     assert (processor.size["shortest_edge"], processor.size["longest_edge"]) == size
+
+
+@pytest.fixture(scope="module")
+def saved_model(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("saved")
+    build_model(settings(), CLASSES).save_pretrained(directory)
+    SapDetrImageProcessorPil().save_pretrained(directory)
+    return str(directory)
+
+
+def test_new_grid_of_a_saved_model_brings_its_number_of_queries(saved_model):
+    changes = {"model": saved_model, "data": "none", "model_overrides": {"query_grid": [3, 4]}}
+    with pytest.raises(ValueError, match=r"query_grid.* change the shape of weights .* `ignore_mismatched_sizes`"):
+        build_model(TrainingSettings(**changes), CLASSES)
+    model = build_model(TrainingSettings(**changes, ignore_mismatched_sizes=True), CLASSES)
+    assert (model.config.num_queries, model.config.query_grid) == (12, [3, 4])
+    assert len(model.model.query_sides.weight) == len(model.model.query_points.weight) == 12
+
+
+@pytest.mark.parametrize("build", [lambda each: build_model(each, CLASSES), build_image_processor])
+def test_mistyped_model_is_named(build):
+    with pytest.raises(OSError, match=r"runs/mistyped/model is no model directory here"):
+        build(TrainingSettings(model="runs/mistyped/model", data="none"))

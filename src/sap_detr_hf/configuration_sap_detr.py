@@ -169,10 +169,16 @@ class SapDetrConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
-        """As in transformers; where `kwargs` change the number of classes, the saved `category_ids` are left out."""
+        """As in transformers; what is saved gives way to `kwargs` that it does not go with.
+
+        These are the `category_ids` where the number of classes changes, and one of `query_grid` and `num_queries`
+        where the other changes.
+        """
         saved = config_dict.get("id2label") or {0: "LABEL_0", 1: "LABEL_1"}  # transformers does not save its default
         if kwargs.get("num_labels", len(kwargs.get("id2label", saved))) != len(saved):
             config_dict = {**config_dict, "category_ids": None}
+        if "query_grid" in kwargs or "num_queries" in kwargs:
+            config_dict = {**config_dict, **{name: kwargs.get(name) for name in ("query_grid", "num_queries")}}
         return super().from_dict(config_dict, **kwargs)
 
     def validate_query_grid(self):

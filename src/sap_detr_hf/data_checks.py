@@ -85,8 +85,8 @@ class DataReport:
 
     @property
     def ok(self) -> bool:
-        """Nothing was found."""
-        return not self.counts
+        """Nothing was found that makes training wrong; there may be warnings."""
+        return not self.errors
 
     def raise_on_errors(self) -> None:
         """Raise a ValueError that says what is wrong and where, if anything makes training wrong."""
@@ -129,7 +129,7 @@ class DataReport:
             for kind, count in kinds.items():
                 lines.append(f"  {title}: {kind}: {count} ({known[kind]})")
                 lines += [f"      {example}" for example in self.examples[kind][:examples]]
-        if self.ok:
+        if not self.counts:
             lines.append("  no problems found")
         return "\n".join(lines)
 

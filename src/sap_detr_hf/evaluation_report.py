@@ -22,11 +22,19 @@ from .evaluation import Evaluation, evaluate_detections, ground_truth
 from .measuring_machine import hardware_name, software_versions
 from .pretrained import AUTOCAST_DTYPES, load_pretrained
 from .process_agreement import on_main_process, together
+from .result_folder import prepare_folder
 
 TABLE_COLUMNS = ("boxes", "AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR100")
 RECALLS = np.linspace(0, 1, 101)
 # The worst images are those with the most mistakes among detections of at least this score, at this IoU.
 SHOWN_SCORE, SHOWN_IOU = 0.5, 0.5
+PREDICTIONS, CLASSES, PLOT, WORST, RESULTS = REPORT = (
+    "predictions.json",
+    "per_class.md",
+    "precision_recall.png",
+    "worst",
+    "results.json",
+)
 
 
 @dataclass(frozen=True)
@@ -56,6 +64,7 @@ class EvaluationSettings:
     longest_edge: Annotated[int | None, "limit of the longer side; empty: as saved with the model"] = None
     max_images: Annotated[int | None, "evaluate the first N images only: a trial"] = None
     worst: Annotated[int, "draw the N images with the most mistakes"] = 0
+    overwrite: Annotated[bool, "replace an earlier report in the folder"] = False
 
     def __post_init__(self):
         smallest = {"batch_size": 1, "workers": 0, "shortest_edge": 1, "longest_edge": 1, "max_images": 1, "worst": 0}
@@ -88,9 +97,9 @@ def evaluate_model(settings: EvaluationSettings, command: str | None = None) -> 
     """
     accelerator = Accelerator(cpu=settings.device == "cpu")
     output = Path(settings.output)
-    on_main_process(accelerator, lambda: output.mkdir(parents=True, exist_ok=True))
     model, image_processor, data = together(accelerator, lambda: _prepare(settings))
     on_main_process(accelerator, lambda: check_images_exist(data.dataset))
+    on_main_process(accelerator, lambda: prepare_folder(output, settings.overwrite, results=REPORT))
     truth = together(accelerator, lambda: ground_truth(data))
     evaluation = evaluate_detections(
         model.to(accelerator.device),
@@ -162,13 +171,13 @@ def _write_report(
     output: Path, results: dict[str, Any], evaluation: Evaluation, data: DetectionData, worst: int
 ) -> None:
     assert evaluation.predictions is not None  # on the main process
-    evaluation.predictions.write_predictions(output / "predictions.json")
-    (output / "per_class.md").write_text(class_table(evaluation.per_class) + "\n", encoding="utf-8")
-    plot_precision_recall(output / "precision_recall.png", evaluation.precision)
+    evaluation.predictions.write_predictions(output / PREDICTIONS)
+    (output / CLASSES).write_text(class_table(evaluation.per_class) + "\n", encoding="utf-8")
+    plot_precision_recall(output / PLOT, evaluation.precision)
     if worst:
-        results["worst_images"] = draw_worst_images(output / "worst", data.dataset, evaluation.predictions, worst)
+        results["worst_images"] = draw_worst_images(output / WORST, data.dataset, evaluation.predictions, worst)
     # Last, so that a report with results.json is complete.
-    write_results(output / "results.json", results)
+    write_results(output / RESULTS, results)
 
 
 class Mistakes(NamedTuple):

@@ -16,8 +16,8 @@ from .explanation_figures import (
     draw_sides,
 )
 from .prediction import load_detector
-from .prediction_results import prepare_folder
 from .prediction_sources import InputImages
+from .result_folder import prepare_folder
 
 FIGURES = {
     "explanation.png": draw_explanation,

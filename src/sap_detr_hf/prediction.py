@@ -15,9 +15,10 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from .modeling_sap_detr import SapDetrForObjectDetection
-from .prediction_results import PredictionResults, prepare_folder
+from .prediction_results import FILES, PICTURES, PredictionResults
 from .prediction_sources import InputImage, InputImages
 from .pretrained import AUTOCAST_DTYPES, load_pretrained
+from .result_folder import prepare_folder
 from .salient_detection import SalientDetections, salient_detections
 
 CANDIDATES = 300  # best detections of an image that suppression chooses from, as many as in the released evaluation
@@ -128,7 +129,7 @@ def predict(settings: PredictionSettings) -> PredictionSummary:
     )
     total = sources.count()
     model, image_processor = load_detector(settings.model, settings.device)
-    prepare_folder(output, settings.overwrite)
+    prepare_folder(output, settings.overwrite, results=(*FILES, PICTURES))
     predictor = Predictor(model, image_processor, settings)
     summary = PredictionSummary()
     with (

@@ -1,7 +1,6 @@
 """What a prediction leaves in its folder, written image by image."""
 
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -17,25 +16,6 @@ FILES = ("detections.jsonl", "predictions.json", "failed.jsonl")
 PICTURES = "pictures"
 JPEG_QUALITY = 90
 LEAST_SIDE = 400  # pixels of a picture: smaller images are enlarged
-
-
-def prepare_folder(output: Path, overwrite: bool, results: Sequence[str] = (*FILES, PICTURES)) -> None:
-    """Make the folder; with `overwrite`, remove what an earlier run left there (`results`), and nothing else.
-
-    Raises:
-        ValueError: the folder is not empty, and is not to be overwritten.
-        OSError: it cannot be made.
-    """
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"{output} is a file; the results need a folder.")
-    if output.is_dir() and any(output.iterdir()) and not overwrite:
-        raise ValueError(f"{output} is not empty: name another folder, or give --overwrite to replace its results.")
-    output.mkdir(parents=True, exist_ok=True)
-    for name in results:
-        if (output / name).is_dir():
-            shutil.rmtree(output / name)
-        else:
-            (output / name).unlink(missing_ok=True)
 
 
 class PredictionResults:

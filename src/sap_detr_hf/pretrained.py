@@ -1,5 +1,7 @@
 """Saved models, from a directory or the Hub, complete or not at all."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,30 @@ def load_pretrained(name: str) -> tuple[PreTrainedModel, Any]:
         OSError: there is no such model.
         ValueError: it is no complete object detection model; some weights are missing.
     """
+    with readable_model(name):
+        model, loading = AutoModelForObjectDetection.from_pretrained(
+            name, dtype=torch.float32, output_loading_info=True
+        )
+        image_processor = AutoImageProcessor.from_pretrained(name)
+    absent = [*loading["missing_keys"], *loading["mismatched_keys"]]
+    if absent:
+        raise ValueError(
+            f"{name} lacks {len(absent)} weights of its model, for instance {sorted(map(str, absent))[0]}."
+        )
+    return model, image_processor
+
+
+@contextmanager
+def readable_model(name: str) -> Iterator[None]:
+    """Around what reads a saved model: says of a wrong name what is wrong with it.
+
+    Args:
+        name: model directory or Hub id.
+
+    Raises:
+        OSError: there is no such model.
+        ValueError: a file, or a directory without a model.
+    """
     path = Path(name)
     if path.is_file():
         raise ValueError(
@@ -27,17 +53,8 @@ def load_pretrained(name: str) -> tuple[PreTrainedModel, Any]:
     if path.is_dir() and not (path / "config.json").is_file():
         raise ValueError(f"{name} is no model directory: it has no config.json.")
     try:
-        model, loading = AutoModelForObjectDetection.from_pretrained(
-            name, dtype=torch.float32, output_loading_info=True
-        )
-        image_processor = AutoImageProcessor.from_pretrained(name)
+        yield
     except OSError as error:
         reason = str(error).strip().splitlines()[0]
         place = "" if path.is_dir() else "is no model directory here, and "
         raise OSError(f"{name} {place}cannot be loaded: {reason}") from error
-    absent = [*loading["missing_keys"], *loading["mismatched_keys"]]
-    if absent:
-        raise ValueError(
-            f"{name} lacks {len(absent)} weights of its model, for instance {sorted(map(str, absent))[0]}."
-        )
-    return model, image_processor

@@ -12,6 +12,7 @@ from .configuration_sap_detr import SapDetrConfig
 from .detection_data import DetectionData, check_categories
 from .image_processing_sap_detr import SapDetrImageProcessor
 from .modeling_sap_detr import SapDetrForObjectDetection
+from .pretrained import readable_model
 from .schedule import freeze_parameters
 from .training_settings import TrainingSettings
 
@@ -66,7 +67,8 @@ def build_image_processor(settings: TrainingSettings) -> BaseImageProcessor:
     """The model's own image processor, with the settings' image size."""
     processor: Any
     if settings.model:
-        processor = AutoImageProcessor.from_pretrained(settings.model)
+        with readable_model(settings.model):
+            processor = AutoImageProcessor.from_pretrained(settings.model)
     else:
         processor = SapDetrImageProcessor()
     size = dict(processor.size)
@@ -80,22 +82,31 @@ def _wanted_size(settings: TrainingSettings) -> dict[str, int | None]:
 
 def _model_to_fine_tune(settings: TrainingSettings, data: DetectionData) -> PreTrainedModel:
     assert settings.model
-    config = AutoConfig.from_pretrained(settings.model)
-    if not settings.ignore_mismatched_sizes:
+    with readable_model(settings.model):
+        config = AutoConfig.from_pretrained(settings.model)
+    fields: dict[str, Any] = dict(settings.model_overrides)
+    if settings.ignore_mismatched_sizes:
+        classes = {"id2label": data.id2label, "label2id": {name: index for index, name in data.id2label.items()}}
+        fields = {**classes, "category_ids": data.category_ids, **fields}
+    else:
         try:
             check_categories(data, config)
         except ValueError as error:
             raise ValueError(f"{error} To train a new class head, set `ignore_mismatched_sizes` to true.") from error
-        return AutoModelForObjectDetection.from_pretrained(settings.model, **settings.model_overrides)
-    model = AutoModelForObjectDetection.from_pretrained(
-        settings.model,
-        id2label=data.id2label,
-        label2id={name: index for index, name in data.id2label.items()},
-        category_ids=data.category_ids,
-        ignore_mismatched_sizes=True,
-        **settings.model_overrides,
-    )
-    if len(config.id2label) == len(data.id2label) and config.id2label != data.id2label:
+    try:
+        with readable_model(settings.model):
+            model = AutoModelForObjectDetection.from_pretrained(
+                settings.model, ignore_mismatched_sizes=settings.ignore_mismatched_sizes, **fields
+            )
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise ValueError(
+            f"`model_overrides` ({', '.join(fields)}) change the shape of weights of {settings.model}. To start these "
+            "weights anew, set `ignore_mismatched_sizes` to true; the classes become those of the data then."
+        ) from error
+    same_number = len(config.id2label) == len(data.id2label)
+    if settings.ignore_mismatched_sizes and same_number and config.id2label != data.id2label:
         _renew_class_head(model)
     return model
 

@@ -254,8 +254,9 @@ def _yaml_value(name: str, text: str) -> Any:
 def _check_known(key: str, where: str):
     names = list(field_types())
     if key not in names:
-        nearest = difflib.get_close_matches(key, names, n=1, cutoff=0.0)[0]
-        raise ValueError(f"{where} sets `{key}`, which is no setting: the nearest one is `{nearest}`.")
+        nearest = difflib.get_close_matches(key, names, n=1)
+        advice = f"the nearest one is `{nearest[0]}`" if nearest else "scripts/train.py --help lists them"
+        raise ValueError(f"{where} sets `{key}`, which is no setting: {advice}.")
 
 
 def _typed(name: str, value: Any, annotation: Any) -> Any:
