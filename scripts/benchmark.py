@@ -27,26 +27,37 @@ def main(argv: list[str] | None = None) -> int:
     """Measure, print and write; returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
     args = _parser().parse_args(argv)
+    import torch
     from tqdm import tqdm
 
     from sap_detr_hf.benchmark import environment, measure
     from sap_detr_hf.benchmark_bars import bars_table, measure_bars
+    from sap_detr_hf.benchmark_profile import operation_times, profile_table
     from sap_detr_hf.benchmark_report import setting, table, write_report
 
     def progress(items):
         return tqdm(items, disable=None, desc=args.task, leave=False)
 
+    problem = _problem(args)
+    if problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return 2
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.tf32
+    profiles = []
     try:
         if args.task == "bars":
-            groups = measure_bars(args.rounds, progress)
+            groups = measure_bars(args.rounds, progress, args.device)
         else:
-            groups = [measure(cases, args.rounds, not args.no_memory, progress) for cases in _groups(args)]
+            cases = _groups(args)
+            groups = [measure(group, args.rounds, not args.no_memory, progress) for group in cases]
+            if args.profile:
+                profiles = [profile_table(case, operation_times(case)) for group in cases for case in group]
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     tables = [bars_table(groups)] if args.task == "bars" else [table(group) for group in groups]
     measured_on = environment(args.device)
-    text = "\n\n".join([setting(measured_on), *tables]) + "\n"
+    text = "\n\n".join([setting(measured_on), *tables, *profiles]) + "\n"
     print(text, end="")
     if args.output is not None:
         name = f"{args.task}_{args.device}" + (f"_{args.name}" if args.name else "")
@@ -63,13 +74,30 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--height", type=int, help="pixels; 800, in training 480")
     parser.add_argument("--width", type=int, help="pixels; 1066, in training 640")
     parser.add_argument("--batch-size", type=int, help="images per call; 1, in training 2")
-    parser.add_argument("--dtypes", nargs="+", default=["float32"], help="float32, bfloat16, float16 (autocast)")
+    parser.add_argument("--dtypes", nargs="+", help="float32 (default), bfloat16, float16 (autocast)")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--rounds", type=int, default=5, help="counted rounds (5); medians are printed")
     parser.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
+    parser.add_argument("--profile", action="store_true", help="also show which operations take the time")
+    parser.add_argument("--tf32", action="store_true", help="let a GPU round float32 products to TF32")
     parser.add_argument("--output", type=Path, help="folder for the results as JSON, Markdown and plot")
     parser.add_argument("--name", help="added to the results' file names")
     return parser
+
+
+def _problem(args: argparse.Namespace) -> str | None:
+    """What is wrong with the options, before anything is measured."""
+    import torch
+
+    fixed = {"bars": ("models", "height", "width", "batch_size", "dtypes", "profile"), "area": ("height", "width")}
+    unused = [name for name in fixed.get(args.task, ()) if getattr(args, name)]
+    if unused:
+        return f"`{args.task}` sets --{unused[0].replace('_', '-')} itself: leave it out"
+    if args.rounds < 1 or min(args.height or 1, args.width or 1, args.batch_size or 1) < 1:
+        return "--rounds, --height, --width and --batch-size must be at least 1"
+    if args.device == "cuda" and not torch.cuda.is_available():
+        return "PyTorch finds no CUDA device here"
+    return None
 
 
 def _groups(args: argparse.Namespace) -> list[list]:
@@ -77,14 +105,15 @@ def _groups(args: argparse.Namespace) -> list[list]:
     from sap_detr_hf.benchmark_tasks import Case
     from sap_detr_hf.pretrained import AUTOCAST_DTYPES
 
-    wrong = [dtype for dtype in args.dtypes if dtype not in AUTOCAST_DTYPES]
+    dtypes = args.dtypes or ["float32"]
+    wrong = [dtype for dtype in dtypes if dtype not in AUTOCAST_DTYPES]
     if wrong:
         raise ValueError(f"unknown dtype {wrong[0]!r}: choose of {', '.join(AUTOCAST_DTYPES)}")
     training = args.task == "training"
     height, width = args.height or (480 if training else 800), args.width or (640 if training else 1066)
     fields = {"batch_size": args.batch_size or (2 if training else 1), "device": args.device}
     task, models = "training" if training else "forward", args.models or DEFAULT_MODELS[args.task]
-    pairs = [(model, dtype) for dtype in args.dtypes for model in models]
+    pairs = [(model, dtype) for dtype in dtypes for model in models]
     if args.task == "area":
         sizes = [(edge, round(edge * 4 / 3)) for edge in EDGES]
         return [[Case(task, *pair, *size, **fields) for pair in pairs] for size in sizes]

@@ -10,20 +10,20 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("model", help="model directory or Hub id")
     parser.add_argument("output", type=Path, help="the .onnx file to write")
-    parser.add_argument("--tolerance", type=float, default=1e-3, help="largest accepted difference from torch")
+    parser.add_argument("--tolerance", type=float, help="largest accepted difference from torch; 1e-3")
     parser.add_argument("--int8", action="store_true", help="also write OUTPUT.int8.onnx, with 8-bit linear layers")
     args = parser.parse_args(argv)
     if args.output.suffix != ".onnx" or not args.output.parent.is_dir():
         print(f"error: {args.output} must end in .onnx and lie in a directory that exists", file=sys.stderr)
         return 2
     # after the arguments, so that --help answers at once
-    from sap_detr_hf.onnx_export import ExportError, compare_with_torch, difference_table, export_onnx
+    from sap_detr_hf.onnx_export import TOLERANCE, ExportError, compare_with_torch, difference_table, export_onnx
     from sap_detr_hf.onnx_quantization import quantize_int8
     from sap_detr_hf.pretrained import load_pretrained
 
     try:
         model, image_processor = load_pretrained(args.model)
-        differences = export_onnx(model.eval(), image_processor, args.output, args.tolerance)
+        differences = export_onnx(model.eval(), image_processor, args.output, args.tolerance or TOLERANCE)
         print(f"Largest differences from torch:\n{difference_table(differences)}\n{_written(args.output)}")
         if args.int8:
             int8_output = args.output.with_suffix(".int8.onnx")

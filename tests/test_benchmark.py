@@ -5,7 +5,8 @@ from project_scripts import load_script
 
 from sap_detr_hf.benchmark import Measurement, measure
 from sap_detr_hf.benchmark_bars import BARS, bars_table, measure_bars
-from sap_detr_hf.benchmark_models import count_cost
+from sap_detr_hf.benchmark_models import count_cost, count_training_products
+from sap_detr_hf.benchmark_profile import operation_times
 from sap_detr_hf.benchmark_report import read_report, table
 from sap_detr_hf.benchmark_tasks import TASKS, Case
 
@@ -66,7 +67,7 @@ def test_bars_table_holds_targets_and_results(monkeypatch):
     )
     text = bars_table(measure_bars(1))
     assert len(text.splitlines()) == 2 + len(BARS)
-    assert "| 2.3 x as fast, 0.5 x the memory | 2.00 x, 1.00 x the memory | 0.5 / 1 |" in text
+    assert "| 2.3 x as fast, 0.5 x the memory | 2.00 x (missed), 1.00 x the memory (missed) | 0.5 / 1 |" in text
 
 
 @pytest.mark.parametrize(
@@ -83,3 +84,21 @@ def test_multiply_adds_are_the_released_ones(model, released):
 
 def test_tasks_are_those_of_the_bars():
     assert {case.task for bar in BARS for case in (bar.ours, bar.theirs)} == set(TASKS)
+
+
+def test_profile_says_which_operations_take_the_time(tmp_path, capsys):
+    arguments = ["training", "--models", "r50", "--height", "64", "--width", "96", "--rounds", "1", "--no-memory"]
+    assert load_script("benchmark").main([*arguments, "--profile", "--output", str(tmp_path)]) == 0
+    assert "| aten::convolution_backward | " in capsys.readouterr().out
+    ((sap,),) = read_report(tmp_path / "training_cpu.json")
+    assert sap.rate_share > 0
+    times = operation_times(Case("forward", "r50", **SMALL))
+    assert times == sorted(times, key=lambda each: -each.milliseconds)
+    assert sum(each.share for each in times) == pytest.approx(1)
+    calls = {each.operation: each.calls for each in times}
+    assert calls["aten::convolution"] == 53 + 1 + 3  # ResNet-50's, the projection, the sampled content's
+
+
+def test_backward_pass_is_counted():
+    forward = count_cost("r50", 480, 640)[1]
+    assert 2.5 < count_training_products("r50", 480, 640) / forward < 3  # stem and first stage learn nothing

@@ -68,3 +68,17 @@ def test_channels_in_half_precision_predict_as_well_and_learn_worse():
     assert max(errors[None]) < 0.01
     assert errors["channels"][0] < 1.2 * errors[None][0]
     assert errors["channels"][2] > 0.05
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("form", GAUSSIAN_FORMS)
+def test_padding_loses_against_any_token_of_the_image(form):
+    """Queries inside the padding see the image's tokens, however small these tokens' exponents are."""
+    outputs = []
+    for each in (None, form):
+        model = tiny_model()
+        for layer in model.model.decoder.layers:
+            layer.gaussian.proj.layers[-1].bias[8:] += 16  # inverse widths x, y of four heads
+        model = model if each is None else gaussian_form(model, each)
+        outputs.append(model(*tiny_inputs(((640, 640), (64, 64)))).logits)
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=0, atol=1e-2)

@@ -264,3 +264,9 @@ def test_trains_inside_transformers_trainer(tmp_path):
     logits, boxes = seen[0][0][:2]
     assert logits.shape == (8, 20, 6)
     assert boxes.shape == (8, 20, 4)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_labels_for_another_number_of_images_are_refused(count):
+    with pytest.raises(ValueError, match=f"`labels` has {count} entries for 2 images"):
+        tiny_model()(*tiny_inputs(), labels=tiny_labels(counts=[1] * count))

@@ -36,9 +36,9 @@ def test_other_speeds_are_the_measured_ones():
     steps = {
         task: read_report(ROOT / "benchmarks" / f"{task}_cpu_gaussian.json")[0] for task in ("forward", "training")
     }
-    bias, channels = steps["training"]
-    sentence = "forward pass {:.2f} times and its training step {:.2f} times as fast, the latter with {:.2f} times"
-    figures = (steps["forward"][1].speedup, channels.speedup, channels.peak_mib / bias.peak_mib)
+    sentence = "forward pass {:.2f} times and its training step {:.2f} times as fast, with {:.2f} and {:.2f} times"
+    figures = [channels.speedup for _, channels, *_ in steps.values()]
+    figures += [channels.peak_mib / bias.peak_mib for bias, channels, *_ in steps.values()]
     assert sentence.format(*figures) in " ".join(README.split())
     for model in measured("onnx_cpu")["models"]:
         metrics = model["metrics"]

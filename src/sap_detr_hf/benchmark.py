@@ -1,6 +1,5 @@
 """Speed and memory, compared in one run: cases take turns, round after round, and ratios are of the same round."""
 
-import math
 import multiprocessing
 import resource
 import statistics
@@ -12,7 +11,7 @@ from typing import Any
 
 import torch
 
-from .benchmark_models import count_cost
+from .benchmark_models import count_cost, count_training_products
 from .benchmark_tasks import TASKS, Case
 from .measuring_machine import hardware_name, software_versions
 
@@ -32,8 +31,8 @@ class Measurement:
             process of its own: resident memory on a CPU, allocated memory on a GPU. `None` where not measured.
         parameters: number of parameters, before any folding; `None` without a model.
         multiply_adds: of one image's forward pass; `None` without a model.
-        rate_share: share of the device's rate in a large matrix product of the same dtype that the forward pass
-            reaches; `None` for other tasks.
+        rate_share: share of the device's rate in a large matrix product of the same dtype that the forward pass or the
+            training step reaches; `None` for other tasks.
     """
 
     task: str
@@ -105,8 +104,10 @@ def summary(case: Case, seconds: list[float], reference: list[float], memory: bo
         counts = count_cost(case.model, case.height, case.width, **case.overrides)
         result.parameters, result.multiply_adds = counts
         result.peak_mib = in_fresh_process(case) if memory else None
-    if case.task == "forward":
-        result.rate_share = 2 * result.multiply_adds * case.batch_size / median / matrix_rate(case)  # type: ignore
+        products = counts[1]
+        if case.task == "training":
+            products = count_training_products(case.model, case.height, case.width, **case.overrides)
+        result.rate_share = 2 * products * case.batch_size / median / matrix_rate(case)
     return result
 
 
@@ -120,7 +121,7 @@ def timed(action: Callable[[], Any], device: str) -> float:
 
 
 def matrix_rate(case: Case, size: int = 2048) -> float:
-    """Operations a second (two for each multiply-add) in a square matrix product: what a model cannot exceed."""
+    """Operations a second (two for each multiply-add) in a square matrix product, the best of six: a yardstick."""
     size = size if case.device == "cpu" else 4 * size
     left, right = torch.rand(2, size, size, device=case.device)
 
@@ -136,6 +137,8 @@ def peak_memory(case: Case) -> float:
     small = Case(**{**asdict(case), "height": 64, "width": 64})
     TASKS[case.task](small)()  # what libraries allocate once
     action = TASKS[case.task](case)
+    if case.model.endswith((":compiled", ":flex")):
+        action()  # compiles
     if case.device != "cpu":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -147,13 +150,13 @@ def peak_memory(case: Case) -> float:
     return _peak_resident_mib() - pages * resource.getpagesize() / 2**20
 
 
-def in_fresh_process(case: Case) -> float:
-    """[`peak_memory`] of a case; `nan` where the system tells no peak."""
+def in_fresh_process(case: Case) -> float | None:
+    """[`peak_memory`] of a case; `None` where the system tells no peak."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         try:
             return pool.apply(peak_memory, (case,))
         except OSError:
-            return math.nan
+            return None
 
 
 def environment(device: str) -> dict[str, Any]:

@@ -77,6 +77,17 @@ def count_cost(name: str, height: int, width: int, **overrides) -> tuple[int, in
     return sum(parameter.numel() for parameter in model.parameters()), counter.get_total_flops() // 2
 
 
+def count_training_products(name: str, height: int, width: int, **overrides) -> int:
+    """Multiply-adds of one image's forward and backward pass, without the heads that each layer's loss takes."""
+    with torch.device("cpu" if name in PEERS else "meta"):
+        model: Any = build_model(name.partition(":")[0], **overrides).train()
+        inputs = image_batch(height, width, 1)
+    model.set_attn_implementation("eager")
+    with FlopCounterMode(display=False) as counter:
+        model.base_model(**inputs).last_hidden_state.sum().backward()
+    return counter.get_total_flops() // 2
+
+
 def image_batch(height: int, width: int, batch_size: int) -> dict[str, torch.Tensor]:
     """Random `pixel_values` (B, 3, height, width) and a full `pixel_mask`."""
     pixels = torch.randn(batch_size, 3, height, width)

@@ -18,7 +18,7 @@ from torch.nn.attention.flex_attention import flex_attention
 from .modeling_sap_detr import SapDetrCrossAttention, SapDetrForObjectDetection, SapDetrSideDirectedGaussian
 
 SQUARE_SCALE, LINE_SCALE = 4.0, 256.0  # of the token's channels; float16 holds maps of up to 255 tokens a side
-FAR = -1e4  # as a logit: its weight is 0 in every precision
+FAR = -1e30  # of a padding token, or the least number that the precision holds
 
 
 class ChannelGaussian(SapDetrSideDirectedGaussian):
@@ -31,7 +31,8 @@ class ChannelGaussian(SapDetrSideDirectedGaussian):
         rows, columns = (torch.arange(size, device=centre.device) + 0.5 - size / 2 for size in map_size)
         keys = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1).flatten(0, 1)  # (L, 2) x, y
         square = inverse_width.square() * -0.125  # (B, H, N, 2)
-        line = -2 * square * (centre - centre.new_tensor([map_size[1] / 2, map_size[0] / 2]))
+        middle = torch.stack([centre.new_full((), size / 2) for size in reversed(map_size)])
+        line = -2 * square * (centre - middle)
         mask = keys.new_zeros(1, 1, len(keys)) if valid is None else torch.where(valid.flatten(2), 0.0, FAR)
         key = torch.cat([keys.square() * SQUARE_SCALE, keys * LINE_SCALE], dim=-1).expand(len(mask), 1, -1, -1)
         query = torch.cat([square / SQUARE_SCALE, line / LINE_SCALE, torch.ones_like(square[..., :1])], dim=-1)
@@ -47,7 +48,8 @@ class ChannelCrossAttention(SapDetrCrossAttention):
         query_channels, key_channels = [query_channels / self.scaling], [key_channels.expand(*key.shape[:3], -1)]
         if query.dtype in (torch.float16, torch.bfloat16):
             # (a + b) (x + y) without b y: both factors keep twice the digits that the type holds.
-            (a, b), (x, y) = (in_two_parts(channels[0], query.dtype) for channels in (query_channels, key_channels))
+            held = key_channels[0].clamp(min=torch.finfo(query.dtype).min)
+            (a, b), (x, y) = (in_two_parts(channels, query.dtype) for channels in (query_channels[0], held))
             query_channels, key_channels = [a, b, a], [x, x, y]
         query = torch.cat([query, *query_channels], dim=-1).to(query.dtype)
         key = torch.cat([key, *key_channels], dim=-1).to(key.dtype)
@@ -76,13 +78,13 @@ class FlexGaussian(SapDetrSideDirectedGaussian):
             x = (token % width + 0.5 - centre_x[image, head, query]) * inverse_x[image, head, query]
             y = (token // width + 0.5 - centre_y[image, head, query]) * inverse_y[image, head, query]
             score = score - (x * x + y * y) / 8
-            return score if tokens is None else torch.where(tokens[image, token], score, FAR)
+            return score if tokens is None else torch.where(tokens[image, token], score, float("-inf"))
 
         return score_mod
 
 
 class FlexCrossAttention(SapDetrCrossAttention):
-    """Flex attention instead of the configured implementation."""
+    """Flex attention instead of the configured implementation: no attention weights as output, no dropout of them."""
 
     def attend(self, query, key, value, attention_mask=None, position_bias=None, **kwargs):
         """As [`SapDetrCrossAttention`], `position_bias` being what [`FlexGaussian`] gives."""
@@ -99,7 +101,7 @@ GAUSSIAN_FORMS = {
 
 
 def gaussian_form(model: SapDetrForObjectDetection, form: str) -> SapDetrForObjectDetection:
-    """Give a model one of `GAUSSIAN_FORMS`, in place; returns it. Weights and outputs stay the same."""
+    """Give a model one of `GAUSSIAN_FORMS`, in place; returns it. Weights stay the same, outputs up to rounding."""
     gaussian, attention = GAUSSIAN_FORMS[form]
     for layer in model.model.decoder.layers:
         layer.gaussian.__class__, layer.cross_attn.__class__ = gaussian, attention

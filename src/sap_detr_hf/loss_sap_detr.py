@@ -276,9 +276,11 @@ def sap_detr_loss(
         layer i as `loss_..._{i}`.
 
     Raises:
-        ValueError: see [`match_queries`].
+        ValueError: not one dict of labels for each image; or see [`match_queries`].
     """
     device = logits.device
+    if len(labels) != logits.shape[1]:
+        raise ValueError(f"`labels` has {len(labels)} entries for {logits.shape[1]} images: one dict for each.")
     predictions = LayerPredictions(
         logits.float(), pred_boxes.float(), pred_points.float(), pred_objectness.squeeze(-1).float()
     )

@@ -4,10 +4,10 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import torch
 from torch import nn
 
@@ -73,6 +73,7 @@ def evaluate_exported(
     if rounds < 1:
         raise ValueError(f"rounds is {rounds}, but must be at least 1")
     models = [_load(name) for name in names]
+    megabytes = [round(_bytes(name, model) / 1e6, 2) for name, (model, _) in zip(names, models, strict=True)]
     loaded = None if data is None else load_detection_data(data, split)
     if loaded is not None:
         check_images_exist(loaded.dataset)
@@ -85,19 +86,19 @@ def evaluate_exported(
     results = [
         ModelResult(
             name=Path(name).name,
-            megabytes=round(_bytes(Path(name)) / 1e6, 2),
+            megabytes=size_of_file,
             seconds=statistics.median(times),
             speedup=statistics.median(a / b for a, b in zip(seconds[0], times, strict=True)),
             metrics=found,
         )
-        for name, times, found in zip(names, seconds, metrics, strict=True)
+        for name, size_of_file, times, found in zip(names, megabytes, seconds, metrics, strict=True)
     ]
     images = None if loaded is None else len(loaded.dataset)
     setting = {"images": images, "height": size[0], "width": size[1], "batch_size": 1, "rounds": rounds}
     return {
         "setting": {**setting, "threads": torch.get_num_threads()},
         "hardware": hardware_name(torch.device("cpu")),
-        "versions": {**software_versions(), "onnxruntime": version("onnxruntime")},
+        "versions": {**software_versions(), "onnxruntime": onnxruntime.__version__},
         "models": [asdict(result) for result in results],
     }
 
@@ -127,6 +128,7 @@ def _metrics(model: nn.Module, image_processor: Any, data: DetectionData) -> dic
     return {name: evaluation.metrics[name] for name in METRIC_NAMES}
 
 
-def _bytes(path: Path) -> int:
-    files = path.glob("*.safetensors") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files)
+def _bytes(name: str, model: nn.Module) -> int:
+    if name.endswith(".onnx"):
+        return Path(name).stat().st_size
+    return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())

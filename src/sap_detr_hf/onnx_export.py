@@ -87,7 +87,7 @@ def export_onnx(
     """Write a model as one ONNX file with dynamic batch size, height and width, and compare it with torch.
 
     Args:
-        model: a `SapDetrForObjectDetection` on the CPU in float32; it is left as it is.
+        model: a `SapDetrForObjectDetection` on the CPU in float32; it is in evaluation mode afterwards.
         image_processor: its values travel in the file, see [`onnx_metadata`].
         path: the file; it appears once the comparison has passed.
         tolerance: largest accepted difference of any output.

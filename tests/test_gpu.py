@@ -1,0 +1,101 @@
+"""What only a GPU can show: the same numbers, no hidden synchronisation, one graph, the Gaussian's other forms."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from tiny_model import tiny_inputs, tiny_labels, tiny_model
+
+from sap_detr_hf.gaussian_forms import GAUSSIAN_FORMS, gaussian_form
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+OUTPUTS = ("logits", "pred_boxes", "pred_points", "pred_objectness")
+
+
+@pytest.fixture(autouse=True)
+def exact_products(monkeypatch):
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+def on_gpu(values):
+    if isinstance(values, torch.Tensor):
+        return values.cuda()
+    if isinstance(values, dict):
+        return {name: value.cuda() for name, value in values.items()}
+    return type(values)(map(on_gpu, values))
+
+
+def gradients(model):
+    return {name: parameter.grad.cpu() for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+@pytest.mark.parametrize("form", [None, *GAUSSIAN_FORMS])
+def test_outputs_and_gradients_are_those_of_a_cpu(form):
+    expected_model = tiny_model().train()
+    model = copy.deepcopy(expected_model).cuda()
+    if form is not None:
+        gaussian_form(model, form)
+    expected = expected_model(*tiny_inputs(), labels=tiny_labels())
+    found = model(*on_gpu(tiny_inputs()), labels=on_gpu(tiny_labels()))
+    for name in OUTPUTS:
+        torch.testing.assert_close(found[name].cpu(), expected[name], rtol=0, atol=1e-4)
+    expected.loss.backward()
+    found.loss.backward()
+    expected_gradients = gradients(expected_model)
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(gradient, expected_gradients[name], rtol=1e-2, atol=1e-4, msg=name)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("form", [None, *GAUSSIAN_FORMS])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_is_close_to_float32(form, dtype):
+    expected = tiny_model()(*tiny_inputs())
+    model = tiny_model().cuda()
+    if form is not None:
+        gaussian_form(model, form)
+    with torch.autocast("cuda", dtype):
+        found = model(*on_gpu(tiny_inputs()))
+    torch.testing.assert_close(found.pred_boxes.float().cpu(), expected.pred_boxes, rtol=0, atol=0.05)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("optimized", [False, True])
+def test_forward_pass_never_waits_for_the_gpu(optimized):
+    model = tiny_model().cuda()
+    if optimized:
+        model.optimize_for_inference()
+    inputs = on_gpu(tiny_inputs())
+    model(*inputs)  # libraries set themselves up
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        model(*inputs)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_training_step_waits_for_the_matching_alone():
+    """Forward and backward pass with labels on the GPU: all layers' costs come to the CPU in one transfer."""
+    model = tiny_model().cuda().train()
+    inputs, labels = on_gpu(tiny_inputs()), on_gpu(tiny_labels())
+    model(*inputs, labels=labels).loss.backward()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            model(*inputs, labels=labels).loss.backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    places = [f"{each.filename}:{each.lineno}" for each in caught if "synchronizing" in str(each.message)]
+    assert len(places) == 1, places
+
+
+@torch.no_grad()
+def test_one_graph_serves_all_sizes():
+    model = tiny_model().cuda()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True)
+    for sizes in (((96, 128), (64, 96)), ((160, 96), (160, 96))):
+        inputs = on_gpu(tiny_inputs(sizes))
+        torch.testing.assert_close(compiled(*inputs).pred_boxes, model(*inputs).pred_boxes, rtol=0, atol=1e-4)
