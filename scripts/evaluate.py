@@ -44,14 +44,15 @@ def _parser() -> argparse.ArgumentParser:
         if field.default is dataclasses.MISSING:
             parser.add_argument(field.name, help=reason)
         elif isinstance(field.default, bool):
-            parser.add_argument(_option(field.name), action="store_true", help=reason)
+            parser.add_argument(*_options(field.name), action="store_true", help=reason)
         else:
-            parser.add_argument(_option(field.name), type=_type(field), default=field.default, help=reason)
+            parser.add_argument(*_options(field.name), type=_type(field), default=field.default, help=reason)
     return parser
 
 
-def _option(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+def _options(name: str) -> list[str]:
+    """As the other scripts write it, and as scripts/train.py does."""
+    return list(dict.fromkeys([f"--{name.replace('_', '-')}", f"--{name}"]))
 
 
 def _type(field: dataclasses.Field) -> type:

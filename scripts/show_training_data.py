@@ -12,23 +12,33 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("data", help="COCO folder or JSON file, saved data set, parquet folder, or Hub id")
     parser.add_argument("--output", type=Path, required=True, help="folder for the pictures")
     parser.add_argument("--split", default="train")
+    parser.add_argument("--annotations", help="COCO JSON, where it is not found by itself")
     parser.add_argument("--images", help="image folder, where it is not found by itself")
+    parser.add_argument("--box-format", "--box_format", choices=["xywh", "xyxy"], default="xywh", help="of Hub data")
     parser.add_argument("--count", type=int, default=16, help="number of images (default %(default)s)")
     parser.add_argument("--augmentation", default="released", help='"none", "flip", "released" or "module:function"')
-    parser.add_argument("--shortest_edge", type=int, help="pixels; the model's, or 800")
-    parser.add_argument("--longest_edge", type=int, help="pixels; the model's, or 1333")
+    parser.add_argument("--shortest-edge", "--shortest_edge", type=int, help="pixels; the model's, or 800")
+    parser.add_argument("--longest-edge", "--longest_edge", type=int, help="pixels; the model's, or 1333")
     parser.add_argument("--model", help="take the image processor of this model folder or Hub id")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--epoch", type=int, default=0, help="every epoch augments anew")
     arguments = parser.parse_args(argv)
-    # After the arguments, so that --help answers at once
-    from sap_detr_hf.drawing import contact_sheet, draw_sample
-
+    if arguments.count < 1:
+        parser.error("--count must be at least 1")
     try:
-        rows, data, image_processor = _samples(arguments)
+        count = _draw(arguments)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    print(f"{count} pictures and all.png are in {arguments.output}")
+    return 0
+
+
+def _draw(arguments: argparse.Namespace) -> int:
+    # After the arguments, so that --help answers at once
+    from sap_detr_hf.drawing import contact_sheet, draw_sample
+
+    rows, data, image_processor = _samples(arguments)
     arguments.output.mkdir(parents=True, exist_ok=True)
     pictures = []
     for index in range(min(arguments.count, len(rows))):
@@ -37,8 +47,7 @@ def main(argv: list[str] | None = None) -> int:
         picture.save(arguments.output / f"{index:04d}_image_id_{sample['labels']['image_id'].item()}.png")
         pictures.append(picture)
     contact_sheet(pictures, cell=(400, 400)).save(arguments.output / "all.png")
-    print(f"{len(pictures)} pictures and all.png are in {arguments.output}")
-    return 0
+    return len(pictures)
 
 
 def _samples(arguments: argparse.Namespace) -> tuple[Any, Any, Any]:
@@ -59,7 +68,8 @@ def _samples(arguments: argparse.Namespace) -> tuple[Any, Any, Any]:
         "longest_edge": arguments.longest_edge or image_processor.size["longest_edge"],
     }
     image_processor.size = type(image_processor.size)(**size)
-    data = load_detection_data(arguments.data, arguments.split, images=arguments.images)
+    options = {name: getattr(arguments, name) for name in ("annotations", "images", "box_format")}
+    data = load_detection_data(arguments.data, arguments.split, **options)
     augmentation = make_augmentation(arguments.augmentation, **size)
     rows = DetectionRows(data, image_processor, augmentation, seed=arguments.seed)
     rows.set_epoch(arguments.epoch)

@@ -87,6 +87,46 @@ def test_rounded_coordinates_and_same_box_of_another_class_are_fine(tmp_path):
     assert cheap_checks(load_detection_data(write(tmp_path, boxes))).ok
 
 
+def test_boxes_in_shares_of_the_image(tmp_path):
+    report = cheap_checks(load_detection_data(write(tmp_path, [(1, 1, [0.1, 0.2, 0.3, 0.4]), (2, 4, [0, 0, 1, 1])])))
+    assert report.errors == {"boxes not in pixels": 1}
+
+
+def test_only_boxes_that_training_learns_are_counted(tmp_path):
+    nothing = [(1, 1, [5, 5, 0, 10]), (2, 4, [70, 5, 9, 9]), (2, 1, [5, 5, 9, 9], 1)]
+    report = cheap_checks(load_detection_data(write(tmp_path, nothing)), num_queries=2)
+    assert (report.boxes, report.images_without_boxes, report.errors) == (0, 2, {"no boxes": 1})
+    assert report.warnings["category without boxes"] == 2
+    two_of_four = [*nothing[1:2], *GOOD[1:3], (2, 1, [5, 5, 0, 10])]
+    report = cheap_checks(load_detection_data(write(tmp_path, two_of_four)), num_queries=2)
+    assert (report.boxes, report.errors) == (2, {})
+
+
+def test_categories_of_one_name_are_counted_apart(tmp_path):
+    twins = [{"id": 1, "name": "cat"}, {"id": 4, "name": "cat"}]
+    report = cheap_checks(load_detection_data(write(tmp_path, GOOD, categories=twins)))
+    assert report.warnings == {"category name twice": 1}
+    assert report.boxes_per_category == {"cat": 2, "cat (4)": 1}
+
+
+def test_script_compares_the_splits(tmp_path, check_data, capsys):
+    content = json.loads((write(tmp_path, GOOD) / "train.json").read_text())
+    content["categories"] = [{"id": 1, "name": "dog"}, {"id": 4, "name": "cat"}, {"id": 5, "name": "eel"}]
+    (tmp_path / "val.json").write_text(json.dumps(content))
+    assert check_data([str(tmp_path), "--fast", "--json", str(tmp_path / "new" / "report.json")]) == 1
+    printed = capsys.readouterr().out
+    assert f'{tmp_path}, split "train"' in printed
+    assert 'error: category 1 is "dog" in "val" but "cat" in "train": the same ids must mean the same' in printed
+    assert 'error: category 5 ("eel") of "val" is not in "train"' in printed
+    assert len(json.loads((tmp_path / "new" / "report.json").read_text())["category_conflicts"]) == 3
+
+
+def test_category_without_a_name(tmp_path, check_data, capsys):
+    write(tmp_path, GOOD, categories=[{"id": 1}])
+    assert check_data([str(tmp_path), "--split", "train"]) == 2
+    assert "train.json: category {\"id\": 1} is malformed: KeyError('name')" in capsys.readouterr().err
+
+
 def test_problems_of_lists(tmp_path):
     folder = write(tmp_path, GOOD, images=("a.png", "a.png"), ids=(2, 2))
     report = cheap_checks(load_detection_data(folder))
@@ -170,7 +210,7 @@ def test_script_compares_with_a_model(tmp_path, check_data, capsys):
     assert check_data([*arguments, str(tmp_path / "bad"), "--json", str(tmp_path / "r.json")]) == 0  # a new head does
     assert 'warning: Category 4 is "dog"' in capsys.readouterr().out
     assert check_data([*arguments, str(tmp_path / "bad"), "--strict"]) == 1
-    assert check_data([*arguments, "no/such/model"]) == 1
+    assert check_data([*arguments, "no/such/model"]) == 2
     assert "no/such/model is no model directory here" in capsys.readouterr().err
     assert "cow" in json.loads((tmp_path / "r.json").read_text())["model_mismatches"][0]
 
@@ -184,7 +224,7 @@ def test_script_passes_with_warnings_unless_strict(tmp_path, check_data, capsys)
 
 
 def test_script_on_what_is_no_data_set(tmp_path, check_data, capsys):
-    assert check_data([str(tmp_path)]) == 1
+    assert check_data([str(tmp_path)]) == 2
     assert f'error: {tmp_path} has no split "train"' in capsys.readouterr().err
     write(tmp_path, GOOD)
     assert check_data([str(tmp_path / "train.json"), "--fast"]) == 0

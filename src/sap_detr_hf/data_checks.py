@@ -17,11 +17,12 @@ from .image_files import open_image, upright_size
 
 # kind -> whether training cannot be right with it ("error") or copes with it ("warning": what it does about it).
 ERRORS = {
-    "no boxes": "no image has a box",
+    "no boxes": "no image has a box that can be learned",
     "missing image": "the file does not exist",
     "broken image": "the file cannot be read",
     "wrong size": "the image has another size than the annotations say",
     "box not finite": "a coordinate is NaN or infinite",
+    "boxes not in pixels": "all lie in the first pixel: are they shares of the image instead?",
     "unknown category": "the category is not in the data set's list",
     "duplicate image id": "two images have the same id",
     "more boxes than queries": "the model cannot find them all",
@@ -34,6 +35,7 @@ WARNINGS = {
     "EXIF-rotated image": "shown upright; make sure that the boxes were drawn on the upright image",
     "annotation without image": "left out: the image is not in the list",
     "category without boxes": "nothing to learn it from",
+    "category name twice": "two classes that results do not tell apart",
 }
 EXAMPLES = 50  # of each kind that a report keeps
 OUTSIDE_TOLERANCE = 1.0  # pixels; annotation tools round
@@ -46,12 +48,12 @@ class DataReport:
     """What was found in one split.
 
     Attributes:
-        source: The data set, as the user named it.
+        source: The data set, as the user named it, and the split.
         images: Number of images.
-        boxes: Number of boxes without crowd ones.
+        boxes: Number of boxes that training learns: no crowd ones, and of others what lies inside the image.
         crowd: Number of crowd boxes (left out in training).
         images_without_boxes: They are kept as pictures of background.
-        boxes_per_category: Name -> boxes without crowd ones.
+        boxes_per_category: Name -> such boxes.
         counts: Kind of problem -> how often.
         examples: Kind of problem -> the first ones, in words.
         images_opened: Whether every image was opened too.
@@ -141,21 +143,43 @@ def cheap_checks(data: DetectionData, num_queries: int | None = None) -> DataRep
         data: One split, not streamed.
         num_queries: The model's queries, if it is known: images with more boxes are then reported.
     """
-    report = DataReport(data.source, images=len(data.dataset))
+    source = f'{data.source}, split "{data.split}"' if data.split else data.source
+    report = DataReport(source, images=len(data.dataset))
     per_category: Counter[int] = Counter()
+    farthest = -np.inf
     for batch in _batches(data):
         per_category.update(_check_boxes(report, batch, data.categories, num_queries))
-    report.boxes_per_category = {name: per_category[number] for number, name in data.categories.items()}
+        corners = batch.boxes[:, :2] + batch.boxes[:, 2:]
+        farthest = max(farthest, corners[np.isfinite(corners)].max(initial=-np.inf))
+    if 0 < farthest <= 1:
+        report.add("boxes not in pixels", f"the largest x + width or y + height is {farthest:g}")
     for number, name in data.categories.items():
+        key = name
+        if name in report.boxes_per_category:
+            key = f"{name} ({number})"
+            report.add("category name twice", f'category {number} is "{name}" too')
+        report.boxes_per_category[key] = per_category[number]
         if per_category[number] == 0:
             report.add("category without boxes", f'category {number} ("{name}")')
     if report.boxes == 0:
-        report.add("no boxes", data.source)
+        report.add("no boxes", source)
     if data.unplaced_annotations:
         report.add("annotation without image", str(data.annotation_file), data.unplaced_annotations)
     _check_ids(report, data)
     _check_files_exist(report, data)
     return report
+
+
+def category_conflicts(training: DetectionData, other: DetectionData) -> list[str]:
+    """What keeps a split from being measured with the classes of the training split, in words."""
+    conflicts = []
+    for number, name in other.categories.items():
+        expected = training.categories.get(number)
+        if expected is None:
+            conflicts.append(f'category {number} ("{name}") of "{other.split}" is not in "{training.split}"')
+        elif expected.casefold() != name.casefold():
+            conflicts.append(f'category {number} is "{name}" in "{other.split}" but "{expected}" in "{training.split}"')
+    return conflicts
 
 
 def full_checks(
@@ -220,16 +244,18 @@ def _batches(data: DetectionData) -> Iterator[_Batch]:
 def _check_boxes(
     report: DataReport, batch: _Batch, categories: dict[int, str], num_queries: int | None
 ) -> dict[int, int]:
-    """Report problems of these images' boxes; the result is the number of boxes of each category id."""
-    per_image = np.bincount(batch.image[~batch.crowd], minlength=len(batch.image_ids))
-    report.boxes += int(per_image.sum())
-    report.crowd += int(batch.crowd.sum())
-    report.images_without_boxes += int((per_image == 0).sum())
+    """Report problems of these images' boxes; the result is the number of boxes to learn of each category id."""
     finite = np.isfinite(batch.boxes).all(1)
     width, height = batch.sizes[batch.image].T
     x, y, w, h = np.where(finite[:, None], batch.boxes, 0.0).T
     beyond = np.max([-x, -y, x + w - width, y + h - height], axis=0, initial=-np.inf)
     known = np.isin(batch.category, list(categories))
+    inside = (np.minimum(x + w, width) > np.maximum(x, 0)) & (np.minimum(y + h, height) > np.maximum(y, 0))
+    learned = finite & known & inside & ~batch.crowd
+    per_image = np.bincount(batch.image[learned], minlength=len(batch.image_ids))
+    report.boxes += int(learned.sum())
+    report.crowd += int(batch.crowd.sum())
+    report.images_without_boxes += int((per_image == 0).sum())
     found: dict[str, np.ndarray] = {
         "box not finite": ~finite,
         "zero-area box": finite & ((w <= 0) | (h <= 0)),
@@ -246,7 +272,7 @@ def _check_boxes(
             per_image > num_queries,
             lambda image: f"image id {batch.image_ids[image]}: {per_image[image]} boxes, {num_queries} queries",
         )
-    ids, counts = np.unique(batch.category[~batch.crowd], return_counts=True)
+    ids, counts = np.unique(batch.category[learned], return_counts=True)
     return dict(zip(ids.tolist(), counts.tolist(), strict=True))
 
 

@@ -33,6 +33,7 @@ class DetectionData:
         source: What the user named, for messages.
         annotation_file: The COCO JSON, None for a data set that has none.
         unplaced_annotations: Annotations whose image the JSON does not list; they are left out.
+        split: The split's name.
     """
 
     dataset: Any
@@ -42,6 +43,7 @@ class DetectionData:
     source: str
     annotation_file: Path | None = None
     unplaced_annotations: int = 0
+    split: str = ""
 
 
 def load_detection_data(
@@ -87,7 +89,7 @@ def load_detection_data(
         unplaced = 0
     id2label, category_ids = number_classes(names, categories, str(data))
     annotation_file = files[0] if files is not None else None
-    return DetectionData(dataset, id2label, category_ids, names, str(data), annotation_file, unplaced)
+    return DetectionData(dataset, id2label, category_ids, names, str(data), annotation_file, unplaced, split)
 
 
 def number_classes(names: dict[int, str], categories: str, source: str) -> tuple[dict[int, str], list[int] | None]:

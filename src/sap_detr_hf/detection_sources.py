@@ -159,7 +159,13 @@ def _coco_rows(annotation_file: Path, image_folder: Path) -> tuple[list[dict[str
         rows.append({**row, "objects": objects_of.get(image["id"]) or {name: [] for name in OBJECTS}})
     unlisted = objects_of.keys() - {image["id"] for image in content["images"]}
     unplaced = sum(len(objects_of[image_id]["bbox"]) for image_id in unlisted)
-    return rows, {category["id"]: category["name"] for category in content["categories"]}, unplaced
+    categories = {}
+    for category in content["categories"]:
+        try:
+            categories[int(category["id"])] = str(category["name"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{annotation_file}: category {_short(category)} is malformed: {error!r}.") from error
+    return rows, categories, unplaced
 
 
 def _coco_json(annotation_file: Path) -> dict[str, Any]:
