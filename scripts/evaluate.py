@@ -29,6 +29,10 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     if is_main:
         print(f"{class_table(results['per_class'])}\n\n{metrics_table(results['metrics'])}\n")
+        best = results["best_threshold"]
+        if best:
+            shown = ", ".join(f"{name} {value:.2f}" for name, value in best.items())
+            print(f"highest F1 at IoU 0.50, all classes together: {shown}")
         print(f"{results['images']} images, {results['images_per_second']:.2f} a second on {results['hardware']}")
         print(f"report: {settings.output}")
     end_processes()

@@ -19,8 +19,9 @@ from transformers import ResNetConfig
 from sap_detr_hf import SapDetrConfig, SapDetrForObjectDetection, SapDetrImageProcessor
 from sap_detr_hf.coco_metric import METRIC_NAMES, CocoMetric, GroundTruth
 from sap_detr_hf.detection_data import load_detection_data
+from sap_detr_hf.detection_mistakes import count_mistakes, threshold_curve
 from sap_detr_hf.evaluation import EvaluationImages, evaluate_detections, ground_truth, plan_batches, processed_size
-from sap_detr_hf.evaluation_report import REPORT, count_mistakes
+from sap_detr_hf.evaluation_report import REPORT
 
 ROOT = Path(__file__).parents[1]
 SIZES = [(96, 64), (64, 96), (120, 80), (80, 80), (96, 64), (150, 60), (96, 64)]  # width, height
@@ -292,7 +293,17 @@ def test_mistakes_of_an_image():
     found = [[0, 0, 10, 9], [0, 0, 10, 10], [60, 60, 10, 10], [20, 0, 10, 10], [20, 0, 10, 10]]
     # found, found again (false), in the crowd, of another class (false), too weak
     metric.add(1, found, [0.9, 0.8, 0.7, 0.9, 0.4], [1, 1, 1, 2, 1])
-    assert count_mistakes(metric, 1) == (1, 2)
+    assert count_mistakes(metric, 1, 0.5) == (1, 2)
+    curve = threshold_curve(metric)
+    assert curve.scores.tolist() == pytest.approx([0.9, 0.8, 0.7, 0.4])
+    assert curve.precision.tolist() == pytest.approx([1 / 2, 1 / 3, 1 / 3, 2 / 4])
+    assert curve.recall.tolist() == pytest.approx([1 / 2, 1 / 2, 1 / 2, 1])
+    assert curve.best() == pytest.approx({"threshold": 0.205, "precision": 0.5, "recall": 1, "F1": 2 / 3})
+
+
+def test_no_threshold_without_detections():
+    metric = CocoMetric(GroundTruth.from_annotations([1], {1: "dog"}, []))
+    assert threshold_curve(metric).best() is None
 
 
 # The script
@@ -332,8 +343,11 @@ def test_script_writes_the_report(script, model_dir, coco_dir, tmp_path, data, t
     assert "--batch-size 2" in results["command"]
     assert [row["category_id"] for row in results["per_class"]] == sorted(CATEGORIES)
     assert (output / "per_class.md").read_text().count("\n") == 2 + len(CATEGORIES)
-    with Image.open(output / "precision_recall.png") as plot:
-        assert plot.size == (720, 600)
+    for name in ("precision_recall.png", "thresholds.png"):
+        with Image.open(output / name) as plot:
+            assert plot.size == (720, 600)
+    assert 0 < results["best_threshold"]["threshold"] < 1
+    assert 0 < results["best_threshold"]["F1"] <= 1
     assert len(results["worst_images"]) == len([*(output / "worst").iterdir()]) == 2
     worst = results["worst_images"][0]
     size = next(i for i in json.loads((coco_dir / "val.json").read_text())["images"] if i["id"] == worst["image_id"])
@@ -342,6 +356,7 @@ def test_script_writes_the_report(script, model_dir, coco_dir, tmp_path, data, t
     printed = capsys.readouterr().out
     assert f"{100 * results['metrics']['AP']:.1f}" in printed
     assert "green" in printed
+    assert f"threshold {results['best_threshold']['threshold']:.2f}" in printed
 
     assert script(arguments(model_dir, coco_dir, output)) == 2
     assert f"{output} is not empty" in capsys.readouterr().err

@@ -6,17 +6,17 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from matplotlib.figure import Figure
 from PIL import Image
-from pycocotools import mask as mask_api
 
 from .coco_metric import METRIC_NAMES, CocoMetric
 from .detection_data import DetectionData, check_categories, load_detection_data, open_row_image
+from .detection_mistakes import MATCH_IOU, ThresholdCurve, count_mistakes, threshold_curve
 from .drawing import contact_sheet, draw_detections
 from .evaluation import Evaluation, evaluate_detections, ground_truth
 from .measuring_machine import hardware_name, software_versions
@@ -26,12 +26,12 @@ from .result_folder import prepare_folder
 
 TABLE_COLUMNS = ("boxes", "AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR100")
 RECALLS = np.linspace(0, 1, 101)
-# The worst images are those with the most mistakes among detections of at least this score, at this IoU.
-SHOWN_SCORE, SHOWN_IOU = 0.5, 0.5
-PREDICTIONS, CLASSES, PLOT, WORST, RESULTS = REPORT = (
+SHOWN_SCORE = 0.5  # the worst images are those with the most mistakes among detections of at least this score
+PREDICTIONS, CLASSES, PRECISION_RECALL, THRESHOLDS, WORST, RESULTS = REPORT = (
     "predictions.json",
     "per_class.md",
     "precision_recall.png",
+    "thresholds.png",
     "worst",
     "results.json",
 )
@@ -83,14 +83,14 @@ def evaluate_model(settings: EvaluationSettings, command: str | None = None) -> 
     """Evaluates a saved model and writes the report into `settings.output`; several processes all call this.
 
     The folder gets results.json (numbers, settings, versions, hardware, time), predictions.json (COCO result format),
-    per_class.md, precision_recall.png, and worst/ where asked for.
+    per_class.md, precision_recall.png, thresholds.png, and worst/ where asked for.
 
     Args:
         settings: see there.
         command: the command line, for results.json.
 
     Returns:
-        The content of results.json, on every process.
+        The content of results.json, on every process (the main one's also has `best_threshold` and `worst_images`).
 
     Raises:
         OSError, ValueError: a model, data set, image or folder that cannot be used; on all processes together.
@@ -173,18 +173,14 @@ def _write_report(
     assert evaluation.predictions is not None  # on the main process
     evaluation.predictions.write_predictions(output / PREDICTIONS)
     (output / CLASSES).write_text(class_table(evaluation.per_class) + "\n", encoding="utf-8")
-    plot_precision_recall(output / PLOT, evaluation.precision)
+    plot_precision_recall(output / PRECISION_RECALL, evaluation.precision)
+    curve = threshold_curve(evaluation.predictions)
+    plot_thresholds(output / THRESHOLDS, curve)
+    results["best_threshold"] = curve.best()
     if worst:
         results["worst_images"] = draw_worst_images(output / WORST, data.dataset, evaluation.predictions, worst)
     # Last, so that a report with results.json is complete.
     write_results(output / RESULTS, results)
-
-
-class Mistakes(NamedTuple):
-    """Mistakes in one image: true boxes without a detection, and detections without a true box."""
-
-    missed: int
-    false: int
 
 
 def write_results(path: str | os.PathLike, results: Mapping[str, Any]) -> None:
@@ -232,19 +228,19 @@ def plot_precision_recall(path: str | os.PathLike, precision: np.ndarray) -> Non
     figure.savefig(path, dpi=120, format="png")
 
 
-def count_mistakes(predictions: CocoMetric, image_id: int) -> Mistakes:
-    """Mistakes in one image: detections matched class by class, the best score first; crowd regions excuse."""
-    true = predictions.truth.of_image(image_id)
-    boxes, scores, categories = predictions.detections(image_id)
-    missed = false = 0
-    for category_id in true.category_names:
-        true_here = true.of_category(category_id)
-        here = (categories == category_id) & (scores >= SHOWN_SCORE)
-        ordered = boxes[here][np.argsort(-scores[here], kind="stable")]
-        matched, unmatched = _match(ordered, true_here.boxes, true_here.crowd)
-        missed += int(np.sum(~true_here.crowd)) - matched
-        false += unmatched
-    return Mistakes(missed, false)
+def plot_thresholds(path: str | os.PathLike, curve: ThresholdCurve) -> None:
+    """Precision, recall and F1 over the score threshold, as a PNG: where to cut."""
+    figure = Figure(figsize=(6, 5), layout="constrained")
+    axes = figure.add_subplot(xlabel="score threshold", xlim=(0, 1), ylim=(0, 1.02))
+    best = curve.best()
+    for name, values in (("precision", curve.precision), ("recall", curve.recall), ("F1", curve.f1)):
+        axes.plot(curve.scores, values, label=name)
+    if best is not None:
+        axes.axvline(best["threshold"], color="grey", linestyle=":", label=f"highest F1: {best['threshold']:.2f}")
+    axes.set_title(f"all classes together, IoU {MATCH_IOU:.2f}")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120, format="png")
 
 
 def draw_worst_images(
@@ -264,7 +260,7 @@ def draw_worst_images(
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     image_ids = list(dataset["image_id"])
-    mistakes = [count_mistakes(predictions, image_id) for image_id in image_ids]
+    mistakes = [count_mistakes(predictions, image_id, SHOWN_SCORE) for image_id in image_ids]
     worst = sorted(range(len(image_ids)), key=lambda i: (-sum(mistakes[i]), image_ids[i]))[:count]
     drawn = []
     for place, index in enumerate(worst, start=1):
@@ -288,23 +284,6 @@ def _truth_beside_detections(row: Mapping[str, Any], predictions: CocoMetric) ->
     left = draw_detections(image, _corners(true.boxes), true_labels)
     right = draw_detections(image, _corners(boxes[shown]), labels, scores[shown])
     return contact_sheet([left, right], columns=2)
-
-
-def _match(detected: np.ndarray, true: np.ndarray, crowd: np.ndarray) -> tuple[int, int]:
-    """Numbers of matched and of false detections, for boxes of one class (x, y, width, height), best score first."""
-    if not len(detected) or not len(true):
-        return 0, len(detected)
-    ious = mask_api.iou(detected.astype(np.float64), true, crowd.astype(np.uint8).tolist())  # (detected, true)
-    free = ~crowd
-    matched = false = 0
-    for row in ious:
-        best = int(np.argmax(np.where(free, row, -1)))
-        if free[best] and row[best] >= SHOWN_IOU:
-            free[best] = False
-            matched += 1
-        elif not (row[crowd] >= SHOWN_IOU).any():
-            false += 1
-    return matched, false
 
 
 def _corners(boxes: np.ndarray) -> np.ndarray:
