@@ -11,6 +11,7 @@ import os
 import shlex
 import sys
 
+from sap_detr_hf.detection_mistakes import MATCH_IOU
 from sap_detr_hf.evaluation_report import EvaluationSettings, class_table, evaluate_model, metrics_table
 from sap_detr_hf.process_agreement import end_processes
 
@@ -32,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
         best = results["best_threshold"]
         if best:
             shown = ", ".join(f"{name} {value:.2f}" for name, value in best.items())
-            print(f"highest F1 at IoU 0.50, all classes together: {shown}")
+            print(f"highest F1 at IoU {MATCH_IOU:.2f}, all classes together: {shown}")
         print(f"{results['images']} images, {results['images_per_second']:.2f} a second on {results['hardware']}")
         print(f"report: {settings.output}")
     end_processes()

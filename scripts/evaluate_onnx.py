@@ -15,19 +15,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=20, help="in each, every model predicts one image; medians count")
     parser.add_argument("--json", type=Path, help="also write the results here")
     args = parser.parse_args(argv)
-    try:
-        # After the arguments, so that --help answers at once
-        from sap_detr_hf.evaluation_report import write_results
-        from sap_detr_hf.onnx_evaluation import evaluate_exported, result_table
+    # after the arguments, so that --help answers at once
+    from sap_detr_hf.evaluation_report import write_results
+    from sap_detr_hf.onnx_evaluation import evaluate_exported, result_table
 
+    try:
         size = None if args.size is None else tuple(args.size)
         results = evaluate_exported(args.models, args.data, args.split, size, args.rounds)
         if args.json is not None:
             write_results(args.json, results)
-    except ImportError as error:
-        print(f"error: {error}: `pip install sap-detr-hf[onnx]`", file=sys.stderr)
-        return 2
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(result_table(results["models"]))

@@ -33,10 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     except ExportError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except ImportError as error:
-        print(f"error: {error}: `pip install sap-detr-hf[onnx]`", file=sys.stderr)
-        return 2
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

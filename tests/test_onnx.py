@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from absent_packages import run_without
 from PIL import Image
 from project_scripts import load_script
 from timm.layers import Conv2dSame
@@ -273,3 +274,15 @@ def test_convolutions_with_same_padding(tmp_path):
         torch.testing.assert_close(replaced(images), expected)
         [found] = session.run(None, {"images": images.numpy()})
         torch.testing.assert_close(torch.from_numpy(found), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_absent_packages_are_named(tmp_path):
+    program = """
+from sap_detr_hf.onnx_session import open_session
+try:
+    open_session("model.onnx")
+except ImportError as error:
+    print(error)
+"""
+    printed = run_without(["onnxruntime"], program, tmp_path)
+    assert "ONNX files need the package onnxruntime: pip install sap-detr-hf[onnx]." in printed

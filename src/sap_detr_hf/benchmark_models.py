@@ -67,11 +67,7 @@ def build_model(name: str, **overrides) -> PreTrainedModel:
 
 def count_cost(name: str, height: int, width: int, **overrides) -> tuple[int, int]:
     """Parameters, and multiply-adds of one image's convolutions, matrix products and attention; before any folding."""
-    with torch.device("cpu" if name in PEERS else "meta"):  # the peers look at the values of their masks
-        model = build_model(name if name.endswith(":released") else name.partition(":")[0], **overrides)
-        inputs = image_batch(height, width, 1)
-    if not name.endswith(":released"):
-        model.set_attn_implementation("eager")  # the same products as in every other implementation
+    model, inputs = _model_to_count(name, height, width, **overrides)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(**inputs)
     return sum(parameter.numel() for parameter in model.parameters()), counter.get_total_flops() // 2
@@ -79,13 +75,20 @@ def count_cost(name: str, height: int, width: int, **overrides) -> tuple[int, in
 
 def count_training_products(name: str, height: int, width: int, **overrides) -> int:
     """Multiply-adds of one image's forward and backward pass, without the heads that each layer's loss takes."""
-    with torch.device("cpu" if name in PEERS else "meta"):
-        model: Any = build_model(name.partition(":")[0], **overrides).train()
-        inputs = image_batch(height, width, 1)
-    model.set_attn_implementation("eager")
+    model, inputs = _model_to_count(name, height, width, **overrides)
     with FlopCounterMode(display=False) as counter:
-        model.base_model(**inputs).last_hidden_state.sum().backward()
+        model.train().base_model(**inputs).last_hidden_state.sum().backward()
     return counter.get_total_flops() // 2
+
+
+def _model_to_count(name: str, height: int, width: int, **overrides) -> tuple[Any, dict[str, torch.Tensor]]:
+    """A model before any folding, and one image for it; without memory where the model allows it."""
+    with torch.device("cpu" if name in PEERS else "meta"):  # the peers look at the values of their masks
+        model = build_model(name if name.endswith(":released") else name.partition(":")[0], **overrides)
+        inputs = image_batch(height, width, 1)
+    if not name.endswith(":released"):
+        model.set_attn_implementation("eager")  # the same products as in every other implementation
+    return model, inputs
 
 
 def image_batch(height: int, width: int, batch_size: int) -> dict[str, torch.Tensor]:

@@ -19,10 +19,10 @@ PACKAGES = (
 )
 
 
-def software_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that numbers depend on, of those installed."""
+def software_versions(*more: str) -> dict[str, str]:
+    """Versions of Python and of the packages that numbers depend on, and of `more`, of those installed."""
     versions = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for package in (*PACKAGES, *more):
         try:
             versions[package] = version(package)
         except PackageNotFoundError:

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
 import torch
 from torch import nn
 
@@ -98,7 +97,7 @@ def evaluate_exported(
     return {
         "setting": {**setting, "threads": torch.get_num_threads()},
         "hardware": hardware_name(torch.device("cpu")),
-        "versions": {**software_versions(), "onnxruntime": onnxruntime.__version__},
+        "versions": software_versions("onnxruntime", "onnxruntime-gpu"),
         "models": [asdict(result) for result in results],
     }
 

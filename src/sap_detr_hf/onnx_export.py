@@ -17,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from .onnx_same_padding import onnx_translations, replace_same_convolutions
-from .onnx_session import open_session
+from .onnx_session import open_session, require_onnx
 
 INPUT_NAMES = ("pixel_values", "pixel_mask")
 OUTPUT_NAMES = ("logits", "pred_boxes", "pred_points")
@@ -97,8 +97,10 @@ def export_onnx(
 
     Raises:
         ExportError: a difference exceeds the tolerance, or is not a number.
+        ImportError: see [`require_onnx`].
         ValueError: the model is not in float32.
     """
+    require_onnx()
     if next(model.parameters()).dtype != torch.float32:
         raise ValueError("Only a float32 model can be exported: load it with `dtype=torch.float32`.")
     path = Path(path)

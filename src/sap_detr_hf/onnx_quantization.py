@@ -15,11 +15,11 @@ def quantize_int8(path: str | Path, int8_path: str | Path) -> None:
     Shape, inputs, outputs and metadata stay. `scripts/evaluate_onnx.py` measures what it costs.
 
     Raises:
-        FileNotFoundError, ValueError: see [`open_session`].
+        FileNotFoundError, ImportError, ValueError: see [`open_session`].
     """
+    open_session(path)
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    open_session(path)
     int8_path = Path(int8_path)
     aside = int8_path.with_name(f"{int8_path.name}.partial")
     logger = logging.getLogger()

@@ -15,13 +15,25 @@ if TYPE_CHECKING:
     import onnxruntime
 
 
+def require_onnx() -> None:
+    """Raises ImportError that says what to install where the packages for ONNX are absent."""
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ImportError(f"ONNX files need the package {error.name}: pip install sap-detr-hf[onnx].") from error
+
+
 def open_session(path: str | Path, threads: int | None = None) -> "onnxruntime.InferenceSession":
     """A session on the CPU, with as many threads as torch has unless `threads` says otherwise.
 
     Raises:
         FileNotFoundError: there is no such file.
+        ImportError: see [`require_onnx`].
         ValueError: it is no ONNX model.
     """
+    require_onnx()
     import onnxruntime
 
     if not os.path.isfile(path):
