@@ -15,17 +15,17 @@ TOP_K = 300  # detections of an image, as in the released evaluation
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command: 0 when done, 2 for a file that cannot be used."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", help="file written by scripts/export_onnx.py")
     parser.add_argument("image", help="image file")
-    parser.add_argument("--threshold", type=float, default=0.5, help="lowest score printed (default: 0.5)")
+    parser.add_argument("--threshold", type=float, default=0.5, help="only detections of a higher score (default: 0.5)")
     args = parser.parse_args(argv)
     try:
         print(json.dumps(detect(args.model, args.image, args.threshold), indent=2))
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2
     return 0
 
 
@@ -103,7 +103,7 @@ def best_detections(
         points: (queries, 2) x, y in [0, 1].
         size: width and height of the upright image in pixels.
         id2label: names by class index.
-        threshold: lowest score.
+        threshold: only detections of a higher score.
     """
     scores = 1 / (1 + np.exp(-logits.astype(np.float64)))
     found = []
@@ -118,7 +118,7 @@ def best_detections(
                 "score": float(scores[query, label]),
                 "label": id2label[str(label)],
                 "box": dict(zip(("xmin", "ymin", "xmax", "ymax"), corners.tolist(), strict=True)),
-                "point": (points[query] * size).tolist(),
+                "point": dict(zip(("x", "y"), (points[query] * size).tolist(), strict=True)),
             }
         )
     return found

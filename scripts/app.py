@@ -15,12 +15,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in")
     parser.add_argument("--port", type=int, help="instead of the first free one from 7860")
     parser.add_argument("--export-space", type=Path, metavar="DIR", help="write a Hugging Face Space and end")
+    parser.add_argument("--license", help="of the Space and what is copied into it: apache-2.0, cc-by-4.0, ...")
     args = parser.parse_args(argv)
+    if args.license and not args.export_space:
+        parser.error("--license belongs to --export-space")
     try:
         if args.export_space:
             from sap_detr_hf.page_space import export_space
 
-            export_space(args.export_space, args.model, args.examples, args.threshold, args.title)
+            export_space(args.export_space, args.model, args.examples, args.threshold, args.title, args.license)
             print(f"The Space is in {args.export_space}; try it with `python {args.export_space / 'app.py'}`.")
         else:
             from sap_detr_hf.page_server import serve  # after the arguments, so that --help answers at once

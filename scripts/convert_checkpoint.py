@@ -3,23 +3,24 @@
 import argparse
 import sys
 
-from sap_detr_hf.configuration_sap_detr import PUBLISHED_VARIANTS
-from sap_detr_hf.convert_checkpoint import CheckpointError, convert_checkpoint
+VARIANTS = ("r50", "r50-dc5", "r101", "r101-dc5")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command: 0 when converted, 2 for a checkpoint or directory that cannot be used."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint", help="the released .pth file, or a bare state dict")
     parser.add_argument("output_dir", help="a new directory for weights, configuration, processor and model card")
-    parser.add_argument("--variant", choices=list(PUBLISHED_VARIANTS), help="where the checkpoint has no `args`")
+    parser.add_argument("--variant", choices=VARIANTS, help="where the checkpoint has no `args`")
     parser.add_argument("--verify", action="store_true", help="reload, compare every tensor, run a forward pass")
     args = parser.parse_args(argv)
+    from sap_detr_hf.convert_checkpoint import convert_checkpoint  # after the arguments, so that --help answers at once
+
     try:
         model = convert_checkpoint(args.checkpoint, args.output_dir, args.variant, args.verify)
-    except (CheckpointError, OSError) as error:
+    except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{args.output_dir}: {parameters:,} parameters, {model.config.num_labels} classes", end="")
     print(", verified" if args.verify else "")

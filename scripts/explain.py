@@ -48,7 +48,7 @@ def argument_parser() -> argparse.ArgumentParser:
     add("--layer", type=int, default=-1, help="decoder layer of Gaussian and attention, negative from the last")
     add("--annotations", help="COCO JSON with the image's true boxes: draws the matching of training")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where the model runs")
-    add("--overwrite", action="store_true", help="replace an earlier explanation")
+    add("--overwrite", action="store_true", help="replace an earlier explanation in the folder")
     return parser
 
 

@@ -1,10 +1,11 @@
 """Generate the demo data set: handwritten digits over photographs, in COCO format."""
 
 import argparse
+import sys
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Read the command line, write the data set and say where it is."""
+def main(argv: list[str] | None = None) -> int:
+    """Read the command line, write the data set and say where it is; 2 for what cannot be made or written."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("output_dir", help="folder that gets images/{train,val} and annotations/")
     parser.add_argument("--train", type=int, default=1600, help="training pictures (default %(default)s)")
@@ -19,11 +20,13 @@ def main(argv: list[str] | None = None) -> None:
         files = make_digits(
             arguments.output_dir, arguments.train, arguments.val, tuple(arguments.size), seed=arguments.seed
         )
-    except ValueError as error:
-        parser.error(str(error))
+    except (ImportError, OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     for split, path in files.items():
         print(f"{split}: {path}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -40,19 +40,29 @@ def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("model", metavar="MODEL", help="model directory or Hub id")
-    add("inputs", metavar="INPUT", nargs="+", help="file, folder, pattern, address, video, or one COCO JSON")
+    add("inputs", metavar="INPUT", nargs="+", help="files, folders, patterns, addresses, videos, or one COCO JSON")
     add("--output", required=True, help="folder that gets the results")
     add("--images", help="image folder of a COCO JSON, where it is not found by itself")
     add("--every", type=int, default=1, metavar="N", help="take every Nth frame of videos")
     add("--threshold", type=float, default=0.5, help="only detections of a higher score; 0 for COCO AP")
     add("--top-k", type=int, default=300, help="detections of an image at most")
-    add("--nms", type=float, metavar="IOU", help="class-wise non-maximum suppression; SAP-DETR needs none")
+    add(
+        "--nms",
+        type=float,
+        metavar="IOU",
+        help="class-wise non-maximum suppression above this IoU; SAP-DETR needs none",
+    )
     add("--batch-size", type=int, default=1, help="images of equal size that run together")
     add("--workers", type=int, default=2, help="threads that open and resize images ahead")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where the model runs")
-    add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="autocast to half precision")
+    add(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="float32, or autocast to bfloat16 or float16",
+    )
     add("--no-pictures", dest="pictures", action="store_false", help="write no pictures")
-    add("--overwrite", action="store_true", help="replace the results of an earlier prediction")
+    add("--overwrite", action="store_true", help="replace the results of an earlier prediction in the folder")
     add("--timeout", type=float, default=20.0, help="seconds that a download may take")
     add("--max-download", type=float, default=64.0, help="largest download in MiB")
     return parser

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Read the command line, write the pictures and say where they are; 2 for data or a model that cannot be used."""
+    """Read the command line, write the pictures and say where they are; 2 for what cannot be used."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", help="COCO folder or JSON file, saved data set, parquet folder, or Hub id")
     parser.add_argument("--output", type=Path, required=True, help="folder for the pictures")
@@ -22,6 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model", help="take the image processor of this model folder or Hub id")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--epoch", type=int, default=0, help="every epoch augments anew")
+    parser.add_argument("--overwrite", action="store_true", help="replace the pictures of an earlier run")
     arguments = parser.parse_args(argv)
     if arguments.count < 1:
         parser.error("--count must be at least 1")
@@ -37,9 +38,11 @@ def main(argv: list[str] | None = None) -> int:
 def _draw(arguments: argparse.Namespace) -> int:
     # After the arguments, so that --help answers at once
     from sap_detr_hf.drawing import contact_sheet, draw_sample
+    from sap_detr_hf.result_folder import prepare_folder
 
     rows, data, image_processor = _samples(arguments)
-    arguments.output.mkdir(parents=True, exist_ok=True)
+    earlier = [path.name for path in arguments.output.glob("[0-9]*_image_id_*.png")]
+    prepare_folder(arguments.output, arguments.overwrite, results=(*earlier, "all.png"))
     pictures = []
     for index in range(min(arguments.count, len(rows))):
         sample = rows[index]

@@ -6,16 +6,18 @@ Images a second of the loader alone and of the training step alone; `--max_steps
 import json
 import sys
 
+from sap_detr_hf.training_failure import TrainingFailed
 from sap_detr_hf.training_settings import settings_from_arguments
+from sap_detr_hf.training_throughput import measure_throughput
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measures and prints; 0 when done, 2 for wrong settings or data."""
+    """Measures and prints; 0 when done, 2 for wrong settings or data, 1 for a failed run."""
     try:
-        settings = settings_from_arguments(argv)
-        from sap_detr_hf.training_throughput import measure_throughput  # --help and wrong settings answer at once
-
-        result = measure_throughput(settings)
+        result = measure_throughput(settings_from_arguments(argv, description=__doc__))
+    except TrainingFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

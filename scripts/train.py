@@ -7,6 +7,8 @@ Several GPUs: `accelerate launch --config_file recipes/accelerate/gpu_4.yaml scr
 import os
 import sys
 
+from sap_detr_hf.training import train
+from sap_detr_hf.training_failure import TrainingFailed
 from sap_detr_hf.training_settings import settings_from_arguments
 
 
@@ -17,12 +19,6 @@ def main(argv: list[str] | None = None) -> int:
         settings = settings_from_arguments(argv)
         if main_process:
             print(settings.to_yaml(), file=sys.stderr, flush=True)
-        # After the settings, so that --help and wrong settings answer at once
-        from sap_detr_hf.training import train
-        from sap_detr_hf.training_failure import TrainingFailed
-    except (ValueError, OSError) as error:
-        return _say(error, main_process, 2)
-    try:
         result = train(settings)
     except TrainingFailed as error:
         return _say(error, main_process, 1)

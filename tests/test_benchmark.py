@@ -3,7 +3,7 @@ import json
 import pytest
 from project_scripts import load_script
 
-from sap_detr_hf.benchmark import Measurement, measure
+from sap_detr_hf.benchmark import Measurement, matrix_rate, measure, summary
 from sap_detr_hf.benchmark_bars import BARS, bars_table, measure_bars
 from sap_detr_hf.benchmark_models import count_cost, count_training_products
 from sap_detr_hf.benchmark_profile import operation_times
@@ -29,7 +29,10 @@ def test_command_prints_and_writes_what_it_measured(tmp_path, capsys):
     assert content["hardware"]["threads"] > 0
 
 
-@pytest.mark.parametrize("arguments", [["forward", "--models", "r18"], ["forward", "--dtypes", "int4"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["forward", "--models", "r18"], ["training", "--models", "r50:optimized"], ["forward", "--dtypes", "int4"]],
+)
 def test_unknown_names_are_named(arguments, capsys):
     assert load_script("benchmark").main(arguments) == 2
     assert repr(arguments[-1]) in capsys.readouterr().err
@@ -68,6 +71,26 @@ def test_bars_table_holds_targets_and_results(monkeypatch):
     text = bars_table(measure_bars(1))
     assert len(text.splitlines()) == 2 + len(BARS)
     assert "| 2.3 x as fast, 0.5 x the memory | 2.00 x (missed), 1.00 x the memory (missed) | 0.5 / 1 |" in text
+
+
+def test_speedup_is_the_median_ratio_of_the_rounds():
+    found = summary(Case("loss", "r50", batch_size=3), seconds=[1, 1, 4], reference=[1, 4, 2], memory=False)
+    assert found.speedup == 1  # ratios 1, 4 and 0.5; that of the medians is 2
+    assert (found.seconds, found.seconds_low, found.seconds_high) == (1, 1, 4)
+    assert found.images_per_second == 3
+
+
+def test_share_of_the_matrix_rate(monkeypatch):
+    seconds = iter([0.5, 0.25, 1, 1, 1, 1])
+    monkeypatch.setattr("sap_detr_hf.benchmark.timed", lambda action, device: next(seconds))
+    assert matrix_rate(Case("forward", "r50"), size=10) == 2 * 10**3 / 0.25
+    monkeypatch.setattr("sap_detr_hf.benchmark.matrix_rate", lambda case: 100.0)
+    monkeypatch.setattr("sap_detr_hf.benchmark.count_cost", lambda *case: (7, 30))
+    monkeypatch.setattr("sap_detr_hf.benchmark.count_training_products", lambda *case: 90)
+    for task, products in (("forward", 30), ("training", 90)):
+        found = summary(Case(task, "r50", batch_size=5), seconds=[4], reference=[4], memory=False)
+        assert (found.parameters, found.multiply_adds, found.peak_mib) == (7, 30, None)
+        assert found.rate_share == 2 * 5 * products / 4 / 100
 
 
 @pytest.mark.parametrize(

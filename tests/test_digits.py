@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -69,13 +70,24 @@ def test_same_seed_same_pictures_whatever_the_number(tmp_path):
 
 def test_script(tmp_path, capsys):
     script = load_script("make_digits")
-    script.main([str(tmp_path), "--train", "2", "--val", "1", "--size", "96", "64", "--seed", "3"])
+    assert script.main([str(tmp_path), "--train", "2", "--val", "1", "--size", "96", "64", "--seed", "3"]) == 0
     assert "instances_val.json" in capsys.readouterr().out
     content = json.loads((tmp_path / "annotations/instances_train.json").read_text())
     assert [(image["width"], image["height"]) for image in content["images"]] == [(96, 64)] * 2
-    with pytest.raises(SystemExit):
-        script.main([str(tmp_path), "--size", "20", "20"])
-    assert "at least 64 x 64" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        script.main([str(tmp_path), "--train", "0"])
-    assert "at least one picture" in capsys.readouterr().err
+
+
+def test_script_refuses_in_one_sentence(tmp_path, capsys, monkeypatch):
+    script = load_script("make_digits")
+    (tmp_path / "file").write_text("no folder")
+    for arguments, message in (
+        (["--size", "20", "20"], "at least 64 x 64"),
+        (["--train", "0"], "at least one picture"),
+        ([], "Not a directory"),
+    ):
+        assert script.main([str(tmp_path / "file"), *arguments]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ")
+        assert message in error
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    assert script.main([str(tmp_path)]) == 2
+    assert "pip install" in capsys.readouterr().err

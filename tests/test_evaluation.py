@@ -21,7 +21,7 @@ from sap_detr_hf.coco_metric import METRIC_NAMES, CocoMetric, GroundTruth
 from sap_detr_hf.detection_data import load_detection_data
 from sap_detr_hf.detection_mistakes import count_mistakes, threshold_curve
 from sap_detr_hf.evaluation import EvaluationImages, evaluate_detections, ground_truth, plan_batches, processed_size
-from sap_detr_hf.evaluation_report import REPORT
+from sap_detr_hf.evaluation_report import REPORT, plot_precision_recall, plot_thresholds
 
 ROOT = Path(__file__).parents[1]
 SIZES = [(96, 64), (64, 96), (120, 80), (80, 80), (96, 64), (150, 60), (96, 64)]  # width, height
@@ -299,6 +299,35 @@ def test_mistakes_of_an_image():
     assert curve.precision.tolist() == pytest.approx([1 / 2, 1 / 3, 1 / 3, 2 / 4])
     assert curve.recall.tolist() == pytest.approx([1 / 2, 1 / 2, 1 / 2, 1])
     assert curve.best() == pytest.approx({"threshold": 0.205, "precision": 0.5, "recall": 1, "F1": 2 / 3})
+
+
+def drawn_lines(figure):
+    """Values of each line of a plot, by the name in its legend."""
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [line.get_label() for line in axes.lines]
+    return {line.get_label(): np.asarray(line.get_ydata()) for line in axes.lines}
+
+
+def test_plots_show_what_their_legends_say(data, tiny_model, processor, coco_dir, tmp_path):
+    make_own_predictions_the_truth(evaluate(tiny_model, data, processor), coco_dir / "val.json")
+    data = load_detection_data(coco_dir, "val", cache_dir=tmp_path / "cache_of_own")
+    evaluation = evaluate(tiny_model, data, processor)
+    with_boxes = [row["boxes"] > 0 for row in evaluation.per_class]
+    metrics, mean = evaluation.metrics, evaluation.precision[:, :, with_boxes].mean(axis=2)
+    assert len({f"{100 * area:.1f}" for area in mean.mean(axis=1)}) > 5  # another threshold would be seen
+    lines = drawn_lines(plot_precision_recall(tmp_path / "precision_recall.png", evaluation.precision))
+    shown = {"IoU 0.50": ("AP50", mean[0]), "IoU 0.75": ("AP75", mean[5]), "IoU 0.50:0.95": ("AP", mean.mean(axis=0))}
+    assert list(lines) == [f"{name}: {100 * metrics[metric]:.1f}" for name, (metric, _) in shown.items()]
+    for values, (_, precision) in zip(lines.values(), shown.values(), strict=True):
+        assert values.tolist() == pytest.approx(precision.tolist())
+
+    curve = threshold_curve(evaluation.predictions)
+    best = curve.best()
+    lines = drawn_lines(plot_thresholds(tmp_path / "thresholds.png", curve))
+    assert list(lines) == ["precision", "recall", "F1", f"highest F1: {best['threshold']:.2f}"]
+    assert curve.precision.tolist() != curve.recall.tolist()
+    for name, expected in {"precision": curve.precision, "recall": curve.recall, "F1": curve.f1}.items():
+        assert lines[name].tolist() == expected.tolist(), name
 
 
 def test_no_threshold_without_detections():

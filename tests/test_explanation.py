@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from project_scripts import load_script
+from script_options import check_options
 from tiny_model import tiny_model
 
 from sap_detr_hf import SapDetrImageProcessorPil, loss_sap_detr
@@ -16,6 +17,7 @@ from sap_detr_hf.salient_detection import detect_with_points
 pytest.importorskip("matplotlib")
 
 from sap_detr_hf import explanation_figures as figures
+from sap_detr_hf.explanation_report import ExplanationSettings
 
 SIZE = {"shortest_edge": 96, "longest_edge": 160}
 PADDED = {"pad_size": {"height": 160, "width": 192}}
@@ -270,7 +272,12 @@ def test_script(model_dir, image, tmp_path, capsys):
     assert not (output / "matching.png").exists()
 
 
-def test_script_refuses_what_it_cannot_use(model_dir, image, tmp_path, capsys):
+def test_options_are_the_settings():
+    check_options(load_script("explain").argument_parser(), ExplanationSettings)
+
+
+def test_script_refuses_what_it_cannot_use(model_dir, image, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     image.save(tmp_path / "photo.png")
     (tmp_path / "val.json").write_text(json.dumps({"images": [], "annotations": []}))
     (tmp_path / "bad.json").write_text('{"images": 3}')
@@ -278,6 +285,7 @@ def test_script_refuses_what_it_cannot_use(model_dir, image, tmp_path, capsys):
     for arguments, message in (
         ((model_dir, tmp_path / "absent.png"), "absent.png"),
         ((tmp_path, photo), "no config.json"),
+        ((model_dir, photo, "--device", "cuda"), "device is cuda, but PyTorch finds no CUDA device here"),
         ((model_dir, photo, "--threshold", 1), "has 0 above the score"),
         ((model_dir, photo, "--annotations", tmp_path / "val.json"), "lists 0 images of the name photo.png"),
         ((model_dir, photo, "--annotations", tmp_path / "bad.json"), "is not COCO JSON"),

@@ -267,6 +267,19 @@ def test_saved_equals_loaded(tmp_path, caplog):
     assert torch.equal(base.query_sides.weight, model.model.query_sides.weight)
 
 
+def test_parts_on_the_disk_change_nothing(tmp_path):
+    """As `device_map="auto"` places what a GPU has no memory for."""
+    model = tiny_model()
+    model.save_pretrained(tmp_path / "model")
+    parts = [f"model.{name}" for name, _ in model.model.named_children()] + ["class_heads", "objectness_head"]
+    places = {name: "cpu" if name == "model.backbone" else "disk" for name in parts}
+    offloaded = SapDetrForObjectDetection.from_pretrained(
+        tmp_path / "model", device_map=places, offload_folder=tmp_path / "disk"
+    )
+    assert offloaded.model.query_sides.weight.is_meta
+    assert largest_difference(offloaded(*tiny_inputs()), model(*tiny_inputs())) == 0
+
+
 @pytest.mark.parametrize("build", ["constructor", "from_pretrained"])
 @torch.no_grad()
 def test_initial_weights(build):

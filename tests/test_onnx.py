@@ -23,6 +23,7 @@ from torch.export import Dim
 from sap_detr_hf import SapDetrForObjectDetection, SapDetrImageProcessorPil, onnx_export
 from sap_detr_hf.digits import make_digits
 from sap_detr_hf.image_files import open_image
+from sap_detr_hf.onnx_evaluation import evaluate_exported, result_table
 from sap_detr_hf.onnx_export import (
     INPUT_NAMES,
     OUTPUT_NAMES,
@@ -187,15 +188,15 @@ def test_example_finds_what_torch_finds(exported, model, tmp_path, size, orienta
     assert [one["label"] for one in found] == expected.labels
     np.testing.assert_allclose([one["score"] for one in found], expected.scores, atol=1e-5)
     np.testing.assert_allclose([[*one["box"].values()] for one in found], expected.boxes, atol=1e-2)
-    np.testing.assert_allclose([one["point"] for one in found], expected.points, atol=1e-2)
+    np.testing.assert_allclose([[*one["point"].values()] for one in found], expected.points, atol=1e-2)
 
 
 def test_example_states_what_is_wrong(exported, tmp_path):
     finished = run_example(exported.path, EXAMPLE)
-    assert finished.returncode == 1
+    assert finished.returncode == 2
     assert finished.stderr.startswith("error: cannot identify image file")
     finished = run_example(tmp_path / "absent.onnx", EXAMPLE)
-    assert finished.returncode == 1
+    assert finished.returncode == 2
     assert "No such file" in finished.stderr
 
 
@@ -220,6 +221,19 @@ def test_evaluation_of_the_files(exported, model_directory, model, tmp_path, cap
     assert torch_result == pytest.approx(onnx_result, abs=1e-3, nan_ok=True)
     assert str(tmp_path) not in output.read_text()
     assert "| tiny.int8.onnx |" in capsys.readouterr().out
+
+
+def test_size_and_latency_beside_the_first_model(exported, model_directory, model, monkeypatch):
+    seconds = [[4.0, 6.0, 2.0], [1.0, 2.0, 4.0]]  # ratios of the rounds: 4, 3, 0.5
+    monkeypatch.setattr("sap_detr_hf.onnx_evaluation.paired_seconds", lambda actions, rounds: seconds)
+    torch_model, onnx_model = evaluate_exported([str(model_directory), str(exported.path)], size=(96, 128))["models"]
+    assert (torch_model["seconds"], torch_model["speedup"]) == (4, 1)
+    assert (onnx_model["seconds"], onnx_model["speedup"]) == (2, 3)
+    assert torch_model["megabytes"] == pytest.approx(4 * model.num_parameters() / 1e6, rel=0.02)
+    assert onnx_model["megabytes"] == round(exported.path.stat().st_size / 1e6, 2)
+    shown = {**onnx_model, "metrics": {"AP": 0.5, "AP50": 0.75, "AP75": 0.25}}
+    row = f"| tiny.onnx | {onnx_model['megabytes']:.1f} | 2000.0 | 3.00 | 50.0 | 75.0 | 25.0 |"
+    assert result_table([shown]).splitlines()[2:] == [row]
 
 
 def test_detector_answers_as_the_model(exported, model):

@@ -1,6 +1,7 @@
 """The page without its server: visitors' files, drawings, what is downloaded, and the exported Space."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,7 +14,8 @@ import pytest
 import torch
 from huggingface_hub import RepoCard
 from PIL import Image
-from project_scripts import load_script
+from project_scripts import SCRIPTS, load_script
+from tiny_model import tiny_model
 from tiny_page import confident_model, png_claiming, save_photograph
 
 from sap_detr_hf import SapDetrImageProcessorPil
@@ -167,7 +169,7 @@ def test_table_and_download_say_the_same(detector, photograph):
     assert len(rows) == len(record["detections"]) > 0
     for row, detection in zip(rows, record["detections"], strict=True):
         assert row[1:3] == [detection["label"], f"{detection['score']:.2f}"]
-        values = [*detection["box"].values(), *detection["salient_point"].values()]
+        values = [*detection["box"].values(), *detection["point"].values()]
         np.testing.assert_allclose(row[3:], values, atol=0.56)
     assert [row[0] for row in rows] == list(range(1, len(rows) + 1))
 
@@ -200,10 +202,36 @@ def test_exported_space_is_complete(model_dir, photograph, tmp_path):
     assert settings["title"] == 'Dogs: "all" of them'
     assert (settings["sdk"], settings["sdk_version"]) == ("gradio", gradio.__version__)
     assert (space / settings["app_file"]).is_file()
-    assert f"gradio=={gradio.__version__}" in (space / "requirements.txt").read_text().splitlines()
+    assert "license" not in settings
+    requirements = (space / "requirements.txt").read_text()
+    assert f"gradio=={gradio.__version__}" in requirements.splitlines()
+    assert "timm" not in requirements
     assert (space / "examples" / "upload.png").is_file()
     with pytest.raises(ValueError, match="not empty"):
         export_space(space, str(model_dir))
+
+
+def test_space_of_a_timm_model_installs_timm(detector, tmp_path, capsys):
+    timm = pytest.importorskip("timm")
+    backbone = {"model_type": "timm_backbone", "backbone": "test_resnet", "out_indices": [-1]}
+    backbone["use_pretrained_backbone"] = False
+    tiny_model(backbone_config=backbone).save_pretrained(tmp_path / "model")
+    detector.image_processor.save_pretrained(tmp_path / "model")
+    arguments = [str(tmp_path / "model"), "--export-space", str(tmp_path / "space"), "--license", "cc-by-4.0"]
+    assert load_script("app").main(arguments) == 0, capsys.readouterr().err
+    assert f"timm=={timm.__version__}" in (tmp_path / "space" / "requirements.txt").read_text().splitlines()
+    assert RepoCard.load(tmp_path / "space" / "README.md").data.license == "cc-by-4.0"
+
+
+def test_space_is_written_where_the_locale_is_not_utf_8(model_dir, tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(SCRIPTS / "app.py"), str(model_dir), "--export-space", str(tmp_path / "space")],
+        env={**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "emoji: 🎯" in (tmp_path / "space" / "README.md").read_text(encoding="utf-8")
 
 
 def test_script_refuses_in_one_sentence(model_dir, tmp_path, capsys):
@@ -217,6 +245,12 @@ def test_script_refuses_in_one_sentence(model_dir, tmp_path, capsys):
         error = capsys.readouterr().err.splitlines()[-1]
         assert error.startswith("error: ")
         assert arguments[-1] in error
+
+
+def test_license_without_a_space_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        load_script("app").main(["some/model", "--license", "mit"])
+    assert "belongs to --export-space" in capsys.readouterr().err
 
 
 def test_script_serves_with_its_arguments(monkeypatch, tmp_path):

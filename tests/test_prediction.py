@@ -2,6 +2,7 @@
 
 import gc
 import json
+import runpy
 import subprocess
 import sys
 import weakref
@@ -11,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from project_scripts import SCRIPTS, load_script
+from script_options import check_options
 from tiny_model import tiny_model
 from transformers import pipeline
 
@@ -77,7 +79,7 @@ def test_same_numbers_as_the_pipeline(model_dir, tmp_path, options):
         assert [detection["label"] for detection in record["detections"]] == [each["label"] for each in expected]
         for detection, each in zip(record["detections"], expected, strict=True):
             assert detection["score"] == pytest.approx(each["score"], abs=1e-4)
-            assert detection["box"] == pytest.approx(list(each["box"].values()), abs=1.01)  # whole pixels there
+            assert detection["box"] == pytest.approx(each["box"], abs=1.01)  # whole pixels there
 
 
 def test_results_agree_with_each_other(model_dir, tmp_path):
@@ -87,14 +89,36 @@ def test_results_agree_with_each_other(model_dir, tmp_path):
     coco = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert len(coco) == len(record["detections"]) > 3
     for detection, result in zip(record["detections"], coco, strict=True):
-        x1, y1, x2, y2 = detection["box"]
+        x1, y1, x2, y2 = detection["box"].values()
         assert result["bbox"] == pytest.approx([x1, y1, x2 - x1, y2 - y1], abs=0.02)
         assert result["category_id"] == CATEGORY_IDS[NAMES.index(detection["label"])]
         assert result["image_id"] == record["image_id"] == 1
-        assert x1 <= detection["point"][0] <= x2
-        assert y1 <= detection["point"][1] <= y2
+        assert x1 <= detection["point"]["x"] <= x2
+        assert y1 <= detection["point"]["y"] <= y2
     with Image.open(tmp_path / "out" / record["picture"]) as picture:
         assert picture.size == (480, 320)  # enlarged, so that names do not cover everything
+
+
+def keys(value):
+    return {name: keys(part) for name, part in value.items()} if isinstance(value, dict) else None
+
+
+def test_every_json_has_the_pipelines_words(model_dir, tmp_path):
+    """And points: this command, the page's download and the example without torch."""
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("onnxruntime")
+    from sap_detr_hf.page_pictures import PictureDetector, detections_record
+
+    noise(120, 80).save(tmp_path / "a.png")
+    assert run(model_dir, tmp_path / "a.png", "--output", tmp_path / "out", "--threshold", 0.1) == 0
+    picture = PictureDetector(*load_detector(str(model_dir), "cpu")).detect(str(tmp_path / "a.png"), "a.png")
+    example = runpy.run_path(str(SCRIPTS.parent / "examples" / "predict_onnx.py"))["best_detections"]
+    one = np.ones((1, 1)), np.full((1, 4), 0.5), np.full((1, 2), 0.5), (120, 80), {"0": "ant"}, 0.5
+    found = [records(tmp_path / "out")[0], detections_record(picture, 0.1), {"detections": example(*one)}]
+    words = [keys(each["detections"][0]) for each in found]
+    assert words[0] == words[1] == words[2]
+    (expected, *_) = pipeline("object-detection", model=str(model_dir))(str(tmp_path / "a.png"), threshold=0.1)
+    assert words[0] == {**keys(expected), "point": {"x": None, "y": None}}
 
 
 def test_16_bit_turned_and_transparent_images(model_dir, tmp_path):
@@ -221,6 +245,10 @@ def test_wrong_coco_json(model_dir, tmp_path, capsys, content, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_options_are_the_settings():
+    check_options(load_script("predict").argument_parser(), PredictionSettings, inverted=["pictures"])
+
+
 def test_wrong_arguments(model_dir, tmp_path, capsys):
     noise(64, 64).save(tmp_path / "a.png")
     (tmp_path / "empty").mkdir()
@@ -283,7 +311,7 @@ def test_top_k_and_suppression(model_dir, tmp_path):
     assert detections("--nms", 0.3, "--top-k", 4) == separate[:4]
     assert detections("--nms", 1.0) == everything
     for name in NAMES:
-        boxes = torch.tensor([each["box"] for each in separate if each["label"] == name]).reshape(-1, 4)
+        boxes = torch.tensor([[*each["box"].values()] for each in separate if each["label"] == name]).reshape(-1, 4)
         assert (box_iou(boxes, boxes).triu(1) <= 0.3 + 1e-3).all()
     assert all(each in everything for each in separate)
 

@@ -313,6 +313,12 @@ def test_which_card_is_taken(hub, client, model_dir, tmp_path, capsys):
     (tmp_path / "finished.md").write_text(card.replace("## Limits\n\n", "## Limits\n\n* Mine.\n"))
     assert client([tmp_path / "model", REPO, "--dry-run", "--card", tmp_path / "finished.md"]) == 0
     assert "* Mine." in capsys.readouterr().out
+    for options in ([*LICENSE], ["--dataset", "someone/cells", "--evaluation", "results.json"]):
+        arguments = ["--dry-run", "--card", tmp_path / "finished.md", *options]
+        assert client([tmp_path / "model", REPO, *arguments]) == 2
+        error = capsys.readouterr().err
+        assert all(option in error for option in options[::2])
+        assert error.count("--") == 1 + len(options) // 2
     assert client([tmp_path / "model", REPO, "--dry-run", "--evaluation", tmp_path / "absent.json"]) == 2
     assert "absent.json" in capsys.readouterr().err
     assert hub.calls == []

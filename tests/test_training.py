@@ -55,7 +55,7 @@ def keep_boxes(per_image):
     return change
 
 
-def test_killed_and_resumed_equals_uninterrupted(digits, tmp_path):
+def test_killed_and_resumed_equals_uninterrupted(digits, tmp_path, monkeypatch):
     recipe = write_recipe(
         tmp_path / "recipe.yaml",
         data=str(digits),
@@ -93,6 +93,10 @@ def test_killed_and_resumed_equals_uninterrupted(digits, tmp_path):
         assert state["progress"].pop("metrics_bytes")  # differs with the clock's numbers
         assert state["progress"]["step"] == 24
     assert differences(*states) == []
+
+    monkeypatch.setattr("sap_detr_hf.training.evaluate", None)  # a finished run has nothing to do
+    assert run_here(recipe, "--output_dir", tmp_path / "whole", "--resume", "auto") == 0
+    assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
     assert len(list((tmp_path / "whole" / "checkpoints").iterdir())) == 2
     assert list((tmp_path / "whole").rglob("events.out.tfevents*"))
     assert (tmp_path / "whole" / "curves.png").read_bytes().startswith(b"\x89PNG")

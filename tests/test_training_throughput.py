@@ -1,4 +1,5 @@
 import json
+import time
 
 import pytest
 from accelerate.state import AcceleratorState, GradientState
@@ -6,6 +7,9 @@ from project_scripts import load_script
 from tiny_training import write_recipe
 
 from sap_detr_hf.digits import make_digits
+from sap_detr_hf.training_failure import TrainingFailed
+from sap_detr_hf.training_settings import settings_from_arguments
+from sap_detr_hf.training_throughput import measure_throughput
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +35,36 @@ def test_rates_of_loader_and_training(tmp_path, monkeypatch, capsys, workers):
     rates = [result[f"{part}_images_per_second"] for part in ("loader", "training")]
     assert result["loader_over_training"] == pytest.approx(rates[0] / rates[1])
     assert not output.exists()
+
+
+def test_loader_is_quicker_than_a_slow_step(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    monkeypatch.setattr("sap_detr_hf.training_throughput.take_step", lambda *arguments: time.sleep(0.3))
+    make_digits(tmp_path / "digits", train=12, val=2, size=(64, 64))
+    recipe = write_recipe(tmp_path / "recipe.yaml", data=str(tmp_path / "digits"), cache_dir=str(tmp_path / "cache"))
+    settings = settings_from_arguments([recipe, "--output_dir", str(tmp_path / "run"), "--max_steps", "2"])
+    result = measure_throughput(settings)
+    assert result["training_images_per_second"] == pytest.approx(4 / 0.3, rel=0.25)
+    assert result["loader_over_training"] > 1
+
+
+def test_failed_training_is_one_sentence(monkeypatch, capsys):
+    script = load_script("time_training")
+
+    def fail(settings):
+        raise TrainingFailed("The loss is not finite.")
+
+    monkeypatch.setattr(script, "measure_throughput", fail)
+    assert script.main(["--variant", "r50", "--data", "coco"]) == 1
+    assert capsys.readouterr().err == "error: The loss is not finite.\n"
+
+
+def test_help_says_what_this_command_does(capsys):
+    with pytest.raises(SystemExit):
+        load_script("time_training").main(["--help"])
+    words = capsys.readouterr().out
+    assert "Does the loader keep up?" in words
+    assert "Train SAP-DETR" not in words
 
 
 def test_wrong_settings_are_named(capsys):

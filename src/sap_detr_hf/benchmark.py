@@ -14,6 +14,7 @@ import torch
 from .benchmark_models import count_cost, count_training_products
 from .benchmark_tasks import TASKS, Case
 from .measuring_machine import hardware_name, software_versions
+from .pretrained import AUTOCAST_DTYPES
 
 WARM_UP_ROUNDS = 2
 
@@ -69,6 +70,8 @@ def measure(cases: list[Case], rounds: int = 5, memory: bool = True, progress: C
     actions = [TASKS[case.task](case) for case in cases]
     seconds = paired_seconds(actions, rounds, cases[0].device, progress)
     del actions
+    if cases[0].device != "cpu":
+        torch.cuda.empty_cache()  # for the processes that measure memory
     return [summary(case, times, seconds[0], memory) for case, times in zip(cases, seconds, strict=True)]
 
 
@@ -123,13 +126,8 @@ def timed(action: Callable[[], Any], device: str) -> float:
 def matrix_rate(case: Case, size: int = 2048) -> float:
     """Operations a second (two for each multiply-add) in a square matrix product, the best of six: a yardstick."""
     size = size if case.device == "cpu" else 4 * size
-    left, right = torch.rand(2, size, size, device=case.device)
-
-    def product():
-        with case.autocast():
-            return left @ right
-
-    return 2 * size**3 / min(timed(product, case.device) for _ in range(6))
+    left, right = torch.rand(2, size, size, device=case.device, dtype=AUTOCAST_DTYPES[case.dtype])
+    return 2 * size**3 / min(timed(lambda: left @ right, case.device) for _ in range(6))
 
 
 def peak_memory(case: Case) -> float:
@@ -137,25 +135,24 @@ def peak_memory(case: Case) -> float:
     small = Case(**{**asdict(case), "height": 64, "width": 64})
     TASKS[case.task](small)()  # what libraries allocate once
     action = TASKS[case.task](case)
-    if case.model.endswith((":compiled", ":flex")):
-        action()  # compiles
-    if case.device != "cpu":
+    on_gpu = case.device != "cpu"
+    before = torch.cuda.memory_allocated() / 2**20 if on_gpu else _resident_mib()
+    if case.task == "training" or case.model.endswith((":compiled", ":flex")):
+        action()  # compiles and makes the optimizer's state; what stays of it counts
+    if on_gpu:
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        action()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of building the models
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak of building the models
     action()
-    return _peak_resident_mib() - pages * resource.getpagesize() / 2**20
+    return (torch.cuda.max_memory_allocated() / 2**20 if on_gpu else _peak_resident_mib()) - before
 
 
 def in_fresh_process(case: Case) -> float | None:
-    """[`peak_memory`] of a case; `None` where the system tells no peak."""
+    """[`peak_memory`] of a case; `None` where the system tells no peak, or a GPU has too little memory."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         try:
             return pool.apply(peak_memory, (case,))
-        except OSError:
+        except (OSError, torch.OutOfMemoryError):
             return None
 
 
@@ -172,9 +169,10 @@ def _finish(device: str) -> None:
         torch.cuda.synchronize()
 
 
+def _resident_mib() -> float:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+
+
 def _peak_resident_mib() -> float:
-    return next(int(line.split()[1]) / 1024 for line in _lines("/proc/self/status") if line.startswith("VmHWM"))
-
-
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text().splitlines() if Path(path).exists() else []
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM"))

@@ -7,6 +7,7 @@ from typing import Any
 
 from .benchmark import Measurement, measure
 from .benchmark_tasks import Case
+from .markdown_table import markdown_table
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Bar:
 
 
 DAB_FORWARD = Case("forward", "dab-detr-r50")
-TRAINING: dict[str, Any] = {"height": 480, "width": 640, "batch_size": 2}
+DAB_TRAINING = Case("training", "dab-detr-r50", height=480, width=640, batch_size=2)
 PICTURES: dict[str, Any] = {"height": 480, "width": 640, "batch_size": 8}
 LOSS: dict[str, Any] = {"batch_size": 16}
 
@@ -44,13 +45,7 @@ BARS = (
         2.3,
         0.5,
     ),
-    Bar(
-        "training step, R50",
-        Case("training", "r50", **TRAINING),
-        Case("training", "dab-detr-r50", **TRAINING),
-        1.3,
-        0.8,
-    ),
+    Bar("training step, R50", replace(DAB_TRAINING, model="r50"), DAB_TRAINING, 1.3, 0.8),
     Bar("matching and loss", Case("loss", "r50", **LOSS), Case("loss", "dab-detr-r50", **LOSS), 4.0),
     Bar(
         "image processor, torchvision",
@@ -90,6 +85,5 @@ def bars_table(groups: list[list[Measurement]]) -> str:
             share = ours.peak_mib / theirs.peak_mib if ours.peak_mib and theirs.peak_mib else math.nan
             reached.append(f"{share:.2f} x the memory" + (" (missed)" if round(share, 2) > bar.memory else ""))
         seconds = f"{ours.seconds:.3g} / {theirs.seconds:.3g}"
-        rows.append(f"| {bar.work} | {theirs.model} | {', '.join(aims)} | {', '.join(reached)} | {seconds} |")
-    header = "| work | against | target | measured | seconds, ours / theirs |\n|---|---|---|---|---|"
-    return "\n".join([header, *rows])
+        rows.append([bar.work, theirs.model, ", ".join(aims), ", ".join(reached), seconds])
+    return markdown_table(["work", "against", "target", "measured", "seconds, ours / theirs"], rows)

@@ -27,7 +27,7 @@ PEERS: dict[str, tuple[Any, Any]] = {
 FORMS = {
     "": "as `from_pretrained` gives it",
     "optimized": "after `optimize_for_inference()`",
-    "compiled": "after `optimize_for_inference()` and `torch.compile`",
+    "compiled": "after `optimize_for_inference()` and `torch.compile`; in training, encoder and decoder are compiled",
     "released": "computed as the released code does",
     "channels": "the Gaussian as further channels of queries and keys",
     "flex": "the Gaussian in flex attention",

@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from .benchmark_tasks import TASKS, Case
+from .markdown_table import markdown_table
 
 CALLS = 3
 
@@ -38,7 +40,9 @@ def operation_times(case: Case) -> list[OperationTime]:
         if on_gpu:
             torch.cuda.synchronize()
     own = "self_device_time_total" if on_gpu else "self_cpu_time_total"
-    events = [event for event in found.key_averages() if getattr(event, own) > 0]
+    # PyTorch's operations only: a GPU's kernels and annotated ranges are listed once more, with the same time.
+    operations = [event for event in found.key_averages() if event.device_type == DeviceType.CPU]
+    events = [event for event in operations if getattr(event, own) > 0 and not event.is_user_annotation]
     total = sum(getattr(event, own) for event in events)
     times = [
         OperationTime(event.key, event.count / CALLS, getattr(event, own) / CALLS / 1e3, getattr(event, own) / total)
@@ -49,6 +53,5 @@ def operation_times(case: Case) -> list[OperationTime]:
 
 def profile_table(case: Case, times: list[OperationTime], count: int = 12) -> str:
     """The longest operations as a Markdown table."""
-    header = f"| {case.model}, {case.dtype}: operation | calls | ms | share |\n|---|---|---|---|"
-    rows = [f"| {t.operation} | {t.calls:.0f} | {t.milliseconds:.1f} | {t.share:.1%} |" for t in times[:count]]
-    return "\n".join([header, *rows])
+    rows = [[t.operation, f"{t.calls:.0f}", f"{t.milliseconds:.1f}", f"{t.share:.1%}"] for t in times[:count]]
+    return markdown_table([f"{case.model}, {case.dtype}: operation", "calls", "ms", "share"], rows)

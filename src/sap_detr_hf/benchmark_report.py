@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 
 from .benchmark import Measurement
+from .markdown_table import markdown_table
 
 
 def table(measurements: list[Measurement]) -> str:
@@ -27,8 +28,7 @@ def table(measurements: list[Measurement]) -> str:
     }
     cells = {name: [show(m) for m in measurements] for name, show in columns.items()}
     cells = {name: column for name, column in cells.items() if any(column)}
-    rows = [f"| {' | '.join(row)} |" for row in zip(*cells.values(), strict=True)]
-    return "\n".join([f"| {' | '.join(cells)} |", "|" + "---|" * len(cells), *rows])
+    return markdown_table(cells, zip(*cells.values(), strict=True))
 
 
 def setting(environment: dict[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """What a benchmark times: one call of a forward pass, a training step, the loss alone, or an image processor."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ import sap_detr_hf
 from .benchmark_models import box_labels, build_model, image_batch
 from .loss_sap_detr import sap_detr_loss
 from .pretrained import AUTOCAST_DTYPES
+from .training_compilation import compile_transformer
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,16 @@ def forward_pass(case: Case) -> Callable[[], Any]:
 
 
 def training_step(case: Case) -> Callable[[], Any]:
-    """Forward with auxiliary losses for 7 boxes an image, backward, clipping and AdamW."""
-    model, inputs = case.build().train(), case.inputs()
+    """Forward with auxiliary losses for 7 boxes an image, backward, clipping and AdamW.
+
+    With `:compiled`, encoder and decoder are compiled, as training with the setting `compile` does.
+    """
+    if case.model.endswith(":optimized"):
+        raise ValueError(f"{case.model!r} cannot be trained: leave out :optimized")
+    name = case.model.removesuffix(":compiled")
+    model, inputs = replace(case, model=name).build().train(), case.inputs()
+    if name != case.model:
+        compile_transformer(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
     labels = [{name: t.to(case.device) for name, t in label.items()} for label in box_labels(case.batch_size, 7)]
 

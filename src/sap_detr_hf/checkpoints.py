@@ -53,8 +53,8 @@ class CheckpointFolder:
             old.unlink(missing_ok=True)
         return path
 
-    def newest(self) -> tuple[Path, dict[str, Any]] | None:
-        """The newest readable state and its file; None where there is none at all.
+    def newest(self) -> Path | None:
+        """The file of the newest readable state; None where there is none at all.
 
         Raises:
             CheckpointError: there are states, and none of them can be read.
@@ -62,7 +62,8 @@ class CheckpointFolder:
         unreadable: list[CheckpointError] = []
         for path in reversed(self.files()):
             try:
-                return path, load_checkpoint(path)
+                load_checkpoint(path)
+                return path
             except CheckpointError as error:
                 unreadable.append(error)
         if unreadable:

@@ -39,6 +39,7 @@ from .configuration_sap_detr import SapDetrConfig
 from .demo import packaged_backbone
 from .detection_data import DetectionData
 from .evaluation_report import write_results
+from .markdown_table import markdown_table
 from .measuring_machine import hardware_name, software_versions
 from .modeling_sap_detr import SapDetrForObjectDetection
 from .training import train
@@ -268,18 +269,15 @@ def report_text(results: Mapping[str, Any]) -> str:
     rows = [[f"{epoch:g}", *(cells.get(title, "") for title in titles)] for epoch, cells in sorted(by_epoch.items())]
     seconds = [f"{model['seconds_per_epoch']:.1f}" for model in models]
     outside = [f"{model['parameters']['outside'] / 1e6:.2f} M" for model in models]
-    table = _table(["epochs", *titles], [*rows, ["s an epoch", *seconds], ["parameters outside backbone", *outside]])
+    rows += [["s an epoch", *seconds], ["parameters outside backbone", *outside]]
+    table = markdown_table(["epochs", *titles], rows, rule=" --- ")
     what = (
         f"AP / AP50 in per cent on the `{settings['val_split']}` split of `{Path(settings['data'] or '').name}`: "
         f"one run each, seed {settings['seed']}, {settings['epochs']} epochs, batch {settings['effective_batch']}, "
         "same backbone, sizes, data order and schedule; loss weights are each family's own. "
         f"{results['hardware']}, {results['threads']} threads; {versions}."
     )
-    return "\n".join([what, "", *table])
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *rows)]
+    return f"{what}\n\n{table}"
 
 
 def draw_comparison(models: Mapping[str, Mapping[str, Any]], picture: Path):

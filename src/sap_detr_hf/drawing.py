@@ -23,7 +23,7 @@ def draw_detections(
         boxes: (n, 4) x1, y1, x2, y2 in pixels, as tensor, array or lists.
         labels: n names.
         scores: n scores in [0, 1], written behind the names.
-        points: (n, 2) x, y in pixels: the reference point of each box.
+        points: (n, 2) x, y in pixels: the salient point of each box.
         least_side: Pixels that the longer side shall have at least: smaller images are enlarged by a whole factor, so
             that names do not cover what they name. 0 keeps the size.
 

@@ -15,6 +15,7 @@ from accelerate.utils import gather_object
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel
 
 from .coco_metric import CocoMetric, CocoResult, GroundTruth
 from .detection_data import DetectionData, collate, image_name, open_row_image
@@ -212,7 +213,11 @@ class _Predictor:
     def __call__(self, batch: dict[str, Any]) -> list[ImagePrediction | Exception]:
         """Per image its detections, or why there are none."""
         pixel_values = batch["pixel_values"].to(self.device, self.dtype, non_blocking=True)  # (B, 3, H, W)
-        pixel_mask = batch["pixel_mask"].to(self.device, non_blocking=True)  # (B, H, W)
+        pixel_mask = batch["pixel_mask"]  # (B, H, W)
+        if isinstance(self.model, PreTrainedModel) and pixel_mask.all():
+            pixel_mask = None  # faster where it hides nothing
+        else:
+            pixel_mask = pixel_mask.to(self.device, non_blocking=True)
         with self._autocast():
             outputs = self.model(pixel_values=pixel_values, pixel_mask=pixel_mask)
         labels = batch["labels"]

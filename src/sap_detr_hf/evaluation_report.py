@@ -19,8 +19,9 @@ from .detection_data import DetectionData, check_categories, load_detection_data
 from .detection_mistakes import MATCH_IOU, ThresholdCurve, count_mistakes, threshold_curve
 from .drawing import contact_sheet, draw_detections
 from .evaluation import Evaluation, evaluate_detections, ground_truth
+from .markdown_table import markdown_table
 from .measuring_machine import hardware_name, software_versions
-from .pretrained import AUTOCAST_DTYPES, load_pretrained
+from .pretrained import AUTOCAST_DTYPES, check_device_and_dtype, load_pretrained
 from .process_agreement import on_main_process, together
 from .result_folder import prepare_folder
 
@@ -72,11 +73,7 @@ class EvaluationSettings:
             value = getattr(self, name)
             if value is not None and value < limit:
                 raise ValueError(f"{name} is {value}, but must be at least {limit}")
-        for name, choices in {"device": ("auto", "cpu", "cuda"), "dtype": tuple(AUTOCAST_DTYPES)}.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} is {getattr(self, name)!r}, but must be one of {', '.join(choices)}")
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("device is cuda, but PyTorch finds no CUDA device here")
+        check_device_and_dtype(self.device, self.dtype)
 
 
 def evaluate_model(settings: EvaluationSettings, command: str | None = None) -> dict[str, Any]:
@@ -193,8 +190,8 @@ def write_results(path: str | os.PathLike, results: Mapping[str, Any]) -> None:
 
 def metrics_table(metrics: Mapping[str, float]) -> str:
     """The 12 numbers, in per cent, as two Markdown tables: AP and AR."""
-    rows = [METRIC_NAMES[:6], METRIC_NAMES[6:]]
-    return "\n\n".join(_markdown(names, [[_per_cent(metrics[name]) for name in names]]) for names in rows)
+    tables = [(names, [_per_cent(metrics[name]) for name in names]) for names in (METRIC_NAMES[:6], METRIC_NAMES[6:])]
+    return "\n\n".join(markdown_table(names, [numbers], rule=" --- ") for names, numbers in tables)
 
 
 def class_table(per_class: Sequence[Mapping[str, Any]]) -> str:
@@ -204,15 +201,18 @@ def class_table(per_class: Sequence[Mapping[str, Any]]) -> str:
         + [_per_cent(row[name]) for name in TABLE_COLUMNS[1:]]
         for row in per_class
     ]
-    return _markdown(["id", "class", *TABLE_COLUMNS], rows)
+    return markdown_table(["id", "class", *TABLE_COLUMNS], rows, rule=" --- ")
 
 
-def plot_precision_recall(path: str | os.PathLike, precision: np.ndarray) -> None:
+def plot_precision_recall(path: str | os.PathLike, precision: np.ndarray) -> Figure:
     """Precision over recall, the mean of all classes that have boxes, as a PNG.
 
     Args:
         path: the PNG to write.
         precision: (10, 101, classes) as in `CocoResult`.
+
+    Returns:
+        The figure.
     """
     figure = Figure(figsize=(6, 5), layout="constrained")
     axes = figure.add_subplot(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
@@ -226,10 +226,11 @@ def plot_precision_recall(path: str | os.PathLike, precision: np.ndarray) -> Non
     axes.set_title(f"{counted.shape[2]} classes, all areas, 100 detections an image")
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120, format="png")
+    return figure
 
 
-def plot_thresholds(path: str | os.PathLike, curve: ThresholdCurve) -> None:
-    """Precision, recall and F1 over the score threshold, as a PNG: where to cut."""
+def plot_thresholds(path: str | os.PathLike, curve: ThresholdCurve) -> Figure:
+    """Precision, recall and F1 over the score threshold, as a PNG: where to cut. Returns the figure."""
     figure = Figure(figsize=(6, 5), layout="constrained")
     axes = figure.add_subplot(xlabel="score threshold", xlim=(0, 1), ylim=(0, 1.02))
     best = curve.best()
@@ -241,6 +242,7 @@ def plot_thresholds(path: str | os.PathLike, curve: ThresholdCurve) -> None:
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=120, format="png")
+    return figure
 
 
 def draw_worst_images(
@@ -289,11 +291,6 @@ def _truth_beside_detections(row: Mapping[str, Any], predictions: CocoMetric) ->
 def _corners(boxes: np.ndarray) -> np.ndarray:
     """x, y, width, height -> x1, y1, x2, y2, (n, 4)."""
     return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
-
-
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _per_cent(value: float) -> str:

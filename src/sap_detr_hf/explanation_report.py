@@ -17,6 +17,7 @@ from .explanation_figures import (
 )
 from .prediction import load_detector
 from .prediction_sources import InputImages
+from .pretrained import check_device_and_dtype
 from .result_folder import prepare_folder
 
 FIGURES = {
@@ -32,7 +33,11 @@ NUMBERS, MATCHING = "explanation.json", "matching.png"
 
 @dataclass(frozen=True)
 class ExplanationSettings:
-    """What is explained; the text beside a field is its reason."""
+    """What is explained; the text beside a field is its reason.
+
+    Raises:
+        ValueError: the device is none of those offered, or not here.
+    """
 
     model: Annotated[str, "model directory or Hub id"]
     image: Annotated[str, "file or http(s) address"]
@@ -42,8 +47,11 @@ class ExplanationSettings:
     threshold: Annotated[float, "what counts as a detection"] = 0.5
     layer: Annotated[int, "decoder layer of Gaussian and attention, negative from the last"] = -1
     annotations: Annotated[str | None, "COCO JSON with the image's true boxes: draws the matching of training"] = None
-    device: Annotated[str, "auto, cpu or cuda"] = "auto"
+    device: Annotated[str, "where the model runs"] = "auto"
     overwrite: Annotated[bool, "replace an earlier explanation in the folder"] = False
+
+    def __post_init__(self):
+        check_device_and_dtype(self.device)
 
 
 def explain_image(settings: ExplanationSettings) -> Explanation:

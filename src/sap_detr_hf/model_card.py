@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,9 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .coco_labels import COCO_CATEGORIES
 from .configuration_sap_detr import PUBLISHED_VARIANTS, SapDetrConfig
+from .markdown_table import markdown_table
 from .modeling_sap_detr import SapDetrForObjectDetection
+from .pretrained import needs_timm
 from .training_settings import TrainingSettings
 
 # A path from the root, alone or within a command; not the middle of a relative path or of a URL.
@@ -210,12 +212,6 @@ def is_hub_id(name: str) -> bool:
     return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name)) and not Path(name).exists()
 
 
-def markdown_table(rows: Sequence[Iterable[object]]) -> str:
-    """A Markdown table whose first row is the header."""
-    lines = [f"| {' | '.join(map(str, row))} |" for row in rows]
-    return "\n".join([lines[0], "|" + "---|" * (lines[0].count("|") - 1), *lines[1:]])
-
-
 def read_results(path: str | os.PathLike) -> dict[str, Any]:
     """The results.json of an evaluation.
 
@@ -286,7 +282,7 @@ def _results(sources: CardSources) -> str:
     if sources.reported is not None:
         parts.append(
             "COCO val2017, 50 epochs, in per cent, **reported by the authors, not measured here**:\n\n"
-            + markdown_table([list(sources.reported), list(sources.reported.values())])
+            + markdown_table(sources.reported, [sources.reported.values()])
         )
     return "\n\n".join(parts) or "No AP has been measured."
 
@@ -300,7 +296,7 @@ def _measured(evaluation: Mapping[str, Any]) -> str:
     numbers = ["-" if value is None else f"{100 * value:.1f}" for value in values.values()]
     return (
         f"Official COCO numbers in per cent, measured on {part}the split `{settings['split']}` of "
-        f"{_data_name(settings['data'])}{command}:\n\n{markdown_table([list(values), numbers])}"
+        f"{_data_name(settings['data'])}{command}:\n\n{markdown_table(values, [numbers])}"
     )
 
 
@@ -324,7 +320,7 @@ def _class_names(config: SapDetrConfig) -> list[str]:
 
 
 def _how_to_use(sources: CardSources) -> str:
-    timm = ", `timm`" if getattr(sources.config.backbone_config, "model_type", None) == "timm_backbone" else ""
+    timm = ", `timm`" if needs_timm(sources.config) else ""
     return f"""```python
 from transformers import pipeline
 
@@ -387,7 +383,7 @@ def _recipe_table(settings: TrainingSettings, sources: CardSources) -> str:
     if not (settings.model or settings.backbone_weights or sources.converted) or "model.backbone" in settings.freeze:
         values["backbone_learning_rate"] = None
     values["freeze"] = ", ".join(settings.freeze) or None
-    return markdown_table([("setting", "value"), *(item for item in values.items() if item[1] is not None)])
+    return markdown_table(("setting", "value"), (item for item in values.items() if item[1] is not None))
 
 
 def _limits(sources: CardSources) -> str:

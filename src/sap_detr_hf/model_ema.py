@@ -14,8 +14,8 @@ def average_weights(model: nn.Module, decay: float) -> AveragedModel:
     """
 
     @torch.no_grad()
-    def update(averages, weights, updates):
-        updates = float(updates)
+    def update(averages, weights, _):
+        updates = averaged.n_averaged.item()  # lies on the CPU; the argument is a copy on the weights' device
         torch._foreach_lerp_(averages, weights, 1 - min(decay, (1 + updates) / (10 + updates)))
 
     averaged = AveragedModel(model, multi_avg_fn=update)

@@ -31,6 +31,7 @@ from .loss_sap_detr import sap_detr_loss
 from .outputs_sap_detr import SapDetrDecoderOutput, SapDetrModelOutput, SapDetrObjectDetectionOutput
 from .salient_points_sap_detr import (
     SapDetrQueryContent,
+    SapDetrQuerySides,
     SapDetrReferencePoints,
     box_corners,
     boxes_from_sides,
@@ -474,11 +475,10 @@ class SapDetrEncoder(SapDetrPreTrainedModel):
         hidden_states = inputs_embeds
         additive_mask = None
         if attention_mask is not None:
-            tokens = hidden_states.shape[1]
             padding = torch.finfo(hidden_states.dtype).min
+            attention_mask = attention_mask[:, None, None]  # (B, 1, 1, L)
             additive_mask = torch.zeros_like(attention_mask, dtype=hidden_states.dtype)
-            additive_mask = additive_mask.masked_fill(~attention_mask, padding)[:, None, None]
-            additive_mask = additive_mask.expand(-1, 1, tokens, -1)  # (B, 1, L, L), a view
+            additive_mask = additive_mask.masked_fill(~attention_mask, padding)
         for layer in self.layers:
             hidden_states = layer(hidden_states, spatial_position_embeddings, additive_mask, **kwargs)
         return BaseModelOutput(last_hidden_state=hidden_states)
@@ -611,7 +611,7 @@ class SapDetrModel(SapDetrPreTrainedModel):
         self.encoder = SapDetrEncoder(config)
         self.query_content = SapDetrQueryContent(config) if config.sample_query_content else None
         self.query_points = SapDetrReferencePoints(config)
-        self.query_sides = nn.Embedding(config.num_queries, 4)
+        self.query_sides = SapDetrQuerySides(config.num_queries, 4)
         self.decoder = SapDetrDecoder(config)
         self.post_init()
 
@@ -626,8 +626,8 @@ class SapDetrModel(SapDetrPreTrainedModel):
     def keep_start_positions(self):
         """Compute once what the first decoder layer embeds of the reference points and the first box sides."""
         points = self.query_points()[None]  # (1, N, 2)
+        sides = self.query_sides()[None]  # (1, N, 4)
         content = self.query_sides.weight.new_zeros(*points.shape[:2], self.config.d_model)
-        sides = self.query_sides.weight.float().sigmoid()[None]
         self.decoder.start_positions = None
         self.decoder.start_positions = torch.cat(self.decoder.embed_positions(0, content, points, sides), dim=-1)
 
@@ -691,7 +691,7 @@ class SapDetrModel(SapDetrPreTrainedModel):
         decoder_outputs = self.decoder(
             self.start_content(encoded, points, region, map_size),
             points,
-            self.query_sides.weight.float().sigmoid().expand(encoded.shape[0], -1, -1),
+            self.query_sides().expand(encoded.shape[0], -1, -1),
             encoder_hidden_states=encoded,
             spatial_position_embeddings=positions,
             extent=region.extent,

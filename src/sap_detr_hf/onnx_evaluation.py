@@ -17,6 +17,7 @@ from .detection_data import DetectionData, check_categories, load_detection_data
 from .evaluation import evaluate_detections, ground_truth, processed_size
 from .evaluation_report import check_images_exist
 from .image_processing_pil_sap_detr import SapDetrImageProcessorPil
+from .markdown_table import markdown_table
 from .measuring_machine import hardware_name, software_versions
 from .onnx_session import OnnxDetector
 from .pretrained import load_pretrained
@@ -104,13 +105,12 @@ def evaluate_exported(
 
 def result_table(models: Sequence[dict[str, Any]]) -> str:
     """The `models` of `evaluate_exported` as a Markdown table, AP in per cent."""
-    header = ["model", "MB", "ms an image", "times as fast", *SHOWN_METRICS]
-    lines = [header, ["---"] * len(header)]
+    rows = []
     for model in models:
         cost = [f"{model['megabytes']:.1f}", f"{1000 * model['seconds']:.1f}", f"{model['speedup']:.2f}"]
         found = ["-" if not model["metrics"] else f"{100 * model['metrics'][name]:.1f}" for name in SHOWN_METRICS]
-        lines.append([model["name"], *cost, *found])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        rows.append([model["name"], *cost, *found])
+    return markdown_table(["model", "MB", "ms an image", "times as fast", *SHOWN_METRICS], rows, rule=" --- ")
 
 
 def _load(name: str) -> tuple[nn.Module, Any]:

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from .markdown_table import markdown_table
 from .onnx_same_padding import onnx_translations, replace_same_convolutions
 from .onnx_session import open_session, require_onnx
 
@@ -173,11 +174,11 @@ def padded_noise(batch_size: int, height: int, width: int) -> tuple[torch.Tensor
 
 def difference_table(differences: Sequence[Difference]) -> str:
     """The differences as a Markdown table."""
-    lines = [["batch", "height x width", *OUTPUT_NAMES], ["---"] * (2 + len(OUTPUT_NAMES))]
-    for found in differences:
-        largest = [f"{found.largest[name]:.1e}" for name in OUTPUT_NAMES]
-        lines.append([str(found.batch_size), f"{found.height} x {found.width}", *largest])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    rows = [
+        [found.batch_size, f"{found.height} x {found.width}", *(f"{found.largest[name]:.1e}" for name in OUTPUT_NAMES)]
+        for found in differences
+    ]
+    return markdown_table(["batch", "height x width", *OUTPUT_NAMES], rows, rule=" --- ")
 
 
 def _traced(model: PreTrainedModel) -> torch.onnx.ONNXProgram:

@@ -14,6 +14,7 @@ from .drawing import draw_detections
 from .explanation import explain_detection
 from .explanation_figures import blend_heat, heat_over_image
 from .image_files import ImageFileError, open_image, upright_size
+from .prediction_results import readable_detections
 from .salient_detection import SalientDetections, detect_with_points
 
 MAX_PIXELS = 2**26  # 0.2 GB as 8-bit RGB
@@ -151,22 +152,13 @@ def detection_rows(found: SalientDetections) -> list[list]:
 
 
 def detections_record(picture: PictureDetections, threshold: float) -> dict[str, Any]:
-    """What is downloaded: the picture and its detections above the threshold as the pipeline words them, and points."""
-    found = picture.above(threshold)
+    """What is downloaded: the picture and its detections above the threshold."""
     return {
         "image": picture.name,
         "width": picture.size[0],
         "height": picture.size[1],
         "threshold": threshold,
-        "detections": [
-            {
-                "score": round(found.scores[i].item(), 4),
-                "label": found.labels[i],
-                "box": dict(zip(("xmin", "ymin", "xmax", "ymax"), _tenths(found.boxes[i]), strict=True)),
-                "salient_point": dict(zip("xy", _tenths(found.points[i]), strict=True)),
-            }
-            for i in range(len(found))
-        ],
+        "detections": readable_detections(picture.above(threshold)),
     }
 
 
@@ -186,7 +178,3 @@ def _for_the_screen(image: Image.Image) -> Image.Image:
 
 def _limit() -> str:
     return f"at most {MAX_PIXELS // 10**6} million pixels are accepted. Please shrink it."
-
-
-def _tenths(pixels: torch.Tensor) -> list[float]:
-    return [round(value, 1) for value in pixels.tolist()]

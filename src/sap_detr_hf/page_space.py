@@ -10,6 +10,7 @@ import gradio as gr
 
 from .page import TITLE, example_pictures
 from .prediction import load_detector
+from .pretrained import needs_timm
 
 PACKAGE = Path(__file__).parent
 REQUIREMENTS = ("torch", "transformers", "scipy", "pillow", "numpy", "matplotlib", "gradio")
@@ -23,8 +24,7 @@ sdk: gradio
 sdk_version: {gradio}
 python_version: "{python}"
 app_file: app.py
-license: apache-2.0
-{models}---
+{license}{models}---
 
 # {title}
 
@@ -49,7 +49,12 @@ if __name__ == "__main__":
 
 
 def export_space(
-    folder: Path, model: str, examples: Path | None = None, threshold: float = 0.5, title: str = TITLE
+    folder: Path,
+    model: str,
+    examples: Path | None = None,
+    threshold: float = 0.5,
+    title: str = TITLE,
+    license: str | None = None,
 ) -> None:
     """Write a Space: README.md with the Space's settings, requirements.txt, app.py, the package, examples, the model.
 
@@ -61,6 +66,7 @@ def export_space(
         examples: folder of pictures to pick from.
         threshold: where the slider stands at first.
         title: the Space's name and the page's heading.
+        license: of the Space with all that is copied into it, as the Hub names it; None leaves it unsaid.
 
     Raises:
         OSError: there is no such model or folder.
@@ -80,24 +86,29 @@ def export_space(
         for picture in pictures:
             shutil.copy(picture, folder / "examples")
     shutil.copytree(PACKAGE, folder / "sap_detr_hf", ignore=shutil.ignore_patterns("__pycache__"))
-    models = "" if is_local else f"models:\n- {model}\n"
+    packages = (*REQUIREMENTS, "timm") if needs_timm(loaded.config) else REQUIREMENTS
     (folder / "README.md").write_text(
         README.format(
             title=title,
             quoted_title=json.dumps(title),  # JSON is YAML
             gradio=gr.__version__,
             python=f"{sys.version_info.major}.{sys.version_info.minor}",
-            models=models,
-        )
+            license="" if license is None else f"license: {json.dumps(license)}\n",
+            models="" if is_local else f"models:\n- {model}\n",
+        ),
+        encoding="utf-8",
     )
-    (folder / "requirements.txt").write_text("".join(f"{name}=={_release(name)}\n" for name in REQUIREMENTS))
+    (folder / "requirements.txt").write_text(
+        "".join(f"{name}=={_release(name)}\n" for name in packages), encoding="utf-8"
+    )
     (folder / "app.py").write_text(
         APP.format(
             model='str(HERE / "model")' if is_local else repr(model),
             examples='HERE / "examples"' if pictures else None,
             threshold=threshold,
             title=title,
-        )
+        ),
+        encoding="utf-8",
     )
 
 

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from .modeling_sap_detr import SapDetrForObjectDetection
 from .prediction_results import FILES, PICTURES, PredictionResults
 from .prediction_sources import InputImage, InputImages
-from .pretrained import AUTOCAST_DTYPES, load_pretrained
+from .pretrained import AUTOCAST_DTYPES, check_device_and_dtype, load_pretrained
 from .result_folder import prepare_folder
 from .salient_detection import SalientDetections, salient_detections
 
@@ -35,20 +35,16 @@ class PredictionSettings:
     """
 
     model: Annotated[str, "model directory or Hub id"]
-    inputs: Annotated[list[str], "files, folders, patterns, http(s) addresses, video files, or one COCO JSON"]
+    inputs: Annotated[list[str], "files, folders, patterns, addresses, videos, or one COCO JSON"]
     output: Annotated[str, "folder that gets the results"]
     images: Annotated[str | None, "image folder of a COCO JSON, where it is not found by itself"] = None
     every: Annotated[int, "take every Nth frame of videos"] = 1
     threshold: Annotated[float, "only detections of a higher score; 0 for COCO AP"] = 0.5
     top_k: Annotated[int, "detections of an image at most"] = 300
-    nms: Annotated[
-        float | None, "class-wise non-maximum suppression above this IoU; empty: none, SAP-DETR needs none"
-    ] = None
-    batch_size: Annotated[
-        int, "images of equal size that run together; does not change the numbers, up to rounding"
-    ] = 1
+    nms: Annotated[float | None, "class-wise non-maximum suppression above this IoU; SAP-DETR needs none"] = None
+    batch_size: Annotated[int, "images of equal size that run together"] = 1
     workers: Annotated[int, "threads that open and resize images ahead"] = 2
-    device: Annotated[str, "auto, cpu or cuda"] = "auto"
+    device: Annotated[str, "where the model runs"] = "auto"
     dtype: Annotated[str, "float32, or autocast to bfloat16 or float16"] = "float32"
     pictures: Annotated[bool, "write pictures with boxes, names and points"] = True
     overwrite: Annotated[bool, "replace the results of an earlier prediction in the folder"] = False
@@ -63,11 +59,7 @@ class PredictionSettings:
         for name in ("timeout", "max_download"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be above 0.")
-        for name, choices in {"device": ("auto", "cpu", "cuda"), "dtype": tuple(AUTOCAST_DTYPES)}.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} is {getattr(self, name)!r}, but must be one of {', '.join(choices)}.")
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("device is cuda, but PyTorch finds no CUDA device here.")
+        check_device_and_dtype(self.device, self.dtype)
         if self.nms is not None:
             if not 0 <= self.nms <= 1:
                 raise ValueError(f"nms is {self.nms}, but an IoU lies between 0 and 1.")

@@ -22,8 +22,7 @@ class PredictionResults:
     """Writes the results; a context manager, whose files are whole also after an error or an interruption.
 
     * `detections.jsonl`: one JSON record a line and image: `file`, `image_id`, `frame` (of videos), `width`, `height`,
-      `picture` (where drawn) and `detections`, each with `label`, `score`, `box` x1, y1, x2, y2 and `point` x, y, in
-      pixels of the upright image;
+      `picture` (where drawn) and `detections`, see [`readable_detections`];
     * `predictions.json`: COCO results, a list of `image_id`, `category_id`, `bbox` x, y, width, height, `score`;
     * `failed.jsonl`: `file`, `frame` and `error` of what could not be predicted;
     * `pictures/`: JPEGs with boxes, names and points, small images enlarged.
@@ -60,7 +59,7 @@ class PredictionResults:
         record |= {"width": image.width, "height": image.height}
         if self.draw:
             record["picture"] = self._draw(source, image_id, image, found)
-        self._write(self._records, {**record, "detections": _readable(found)})
+        self._write(self._records, {**record, "detections": readable_detections(found)})
         for result in self._coco_results(image_id, found):
             self._coco.write(",\n" if self.detections else "\n")
             self._coco.write(json.dumps(result))
@@ -109,18 +108,23 @@ class PredictionResults:
         return f"{PICTURES}/{name}.jpg"
 
 
-def _readable(found: SalientDetections) -> list[dict[str, Any]]:
-    columns = (found.labels, found.scores.tolist(), found.boxes.tolist(), found.points.tolist())
+def readable_detections(found: SalientDetections) -> list[dict[str, Any]]:
+    """Detections for JSON as the pipeline words them, with their points.
+
+    Returns:
+        Of each: `score`, `label`, `box` (`xmin`, `ymin`, `xmax`, `ymax`) and `point` (`x`, `y`), in pixels.
+    """
+    columns = (found.scores.tolist(), found.labels, found.boxes.tolist(), found.points.tolist())
     return [
         {
-            "label": label,
             "score": round(score, 4),
-            "box": [_rounded(value) for value in box],
-            "point": [_rounded(value) for value in point],
+            "label": label,
+            "box": _rounded(("xmin", "ymin", "xmax", "ymax"), box),
+            "point": _rounded(("x", "y"), point),
         }
-        for label, score, box, point in zip(*columns, strict=True)
+        for score, label, box, point in zip(*columns, strict=True)
     ]
 
 
-def _rounded(pixels: float) -> float:
-    return round(pixels, 2)
+def _rounded(names: Sequence[str], pixels: Sequence[float]) -> dict[str, float]:
+    return {name: round(value, 2) for name, value in zip(names, pixels, strict=True)}

@@ -46,7 +46,7 @@ class InputImages:
         inputs: files, folders (searched through for images), patterns (`**` for any depth), http(s) addresses, video
             files; or one COCO JSON alone.
         image_folder: where the COCO JSON's images are, if not at one of the usual places.
-        every: take every so-manieth frame of videos.
+        every: take every Nth frame of videos.
         left_out: a folder whose files folders and patterns do not give: the output.
         timeout, max_bytes: of a download.
 

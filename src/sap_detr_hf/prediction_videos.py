@@ -35,7 +35,7 @@ def count_frames(path: str, every: int = 1) -> int | None:
 
 
 def video_frames(path: str, every: int = 1) -> Iterator[tuple[int, Callable[[], Image.Image]]]:
-    """Number and loader of every so-manieth frame, decoded one after the other.
+    """Number and loader of every Nth frame, decoded one after the other.
 
     A file that is broken, from the start or from some frame on, ends in a loader that raises `ImageFileError`.
     """

@@ -6,9 +6,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoImageProcessor, AutoModelForObjectDetection, PreTrainedModel
+from transformers import AutoImageProcessor, AutoModelForObjectDetection, PreTrainedConfig, PreTrainedModel
 
+DEVICES = ("auto", "cpu", "cuda")
 AUTOCAST_DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def check_device_and_dtype(device: str, dtype: str = "float32") -> None:
+    """Make sure that a model can run there.
+
+    Args:
+        device: one of `DEVICES`.
+        dtype: one of `AUTOCAST_DTYPES`.
+
+    Raises:
+        ValueError: a choice is none of those offered, or there is no CUDA device.
+    """
+    for name, value, choices in (("device", device, DEVICES), ("dtype", dtype, AUTOCAST_DTYPES)):
+        if value not in choices:
+            raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(choices)}.")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device is cuda, but PyTorch finds no CUDA device here.")
+
+
+def needs_timm(config: PreTrainedConfig) -> bool:
+    """Whether a model's backbone is one of timm's, which must then be installed."""
+    return getattr(config.backbone_config, "model_type", None) == "timm_backbone"
 
 
 def load_pretrained(name: str) -> tuple[PreTrainedModel, Any]:

@@ -86,14 +86,19 @@ def card_for(
         model_dir: its README.md is the card, if there is one and nothing else is given. Otherwise the card is written
             from config.json, the training's settings.yaml and what is given.
         repo_id: where it is published.
-        card: a file that is the card.
+        card: a file that is the card; nothing else is given then.
         evaluation, dataset_id, license: see [`sources_of_directory`].
 
     Raises:
-        OSError, ValueError: a file is absent or unreadable, or the card is incomplete; says what it lacks.
+        OSError, ValueError: a file is absent or unreadable, something is given beside a finished card, or the card is
+            incomplete; says what it lacks.
     """
+    given = {"--evaluation": evaluation, "--dataset": dataset_id, "--license": license}
+    unused = ", ".join(option for option, value in given.items() if value is not None)
+    if card is not None and unused:
+        raise ValueError(f"{card} is a finished card, which {unused} would not change: leave them or --card out.")
     finished = card
-    if card is None and evaluation is dataset_id is license is None and (Path(model_dir) / "README.md").is_file():
+    if all(each is None for each in (card, *given.values())) and (Path(model_dir) / "README.md").is_file():
         finished = Path(model_dir) / "README.md"
     if finished is not None:
         text = Path(finished).read_text(encoding="utf-8")

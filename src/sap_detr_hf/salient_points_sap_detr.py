@@ -61,6 +61,14 @@ class SapDetrReferencePoints(nn.Module):
         return self
 
 
+class SapDetrQuerySides(nn.Embedding):
+    """The learned box sides that each query starts from, as logits."""
+
+    def forward(self) -> torch.Tensor:  # type: ignore[override]
+        """(N, 4) float32, left, top, right, bottom in [0, 1]."""
+        return self.weight.float().sigmoid()
+
+
 class SapDetrQueryContent(nn.Module):
     """Initial query content: the encoder's output after three convolutions, sampled at the reference points."""
 

@@ -209,6 +209,8 @@ def evaluate_if_due(run: TrainingRun, stop: list[int]):
     if values["AP"] >= progress.best_ap:  # of equals, such as AP 0 at the start, the latest
         progress.best_ap, progress.best_step = values["AP"], progress.step
         keep_best(run)
+    if not goes_on(run):
+        run.save_state()  # with what was measured: resumed after its end, a run has nothing left to do
 
 
 def evaluate(run: TrainingRun) -> dict[str, float]:

@@ -2,6 +2,7 @@
 """What a run tells: a progress bar or log lines, metrics.jsonl and the trackers."""
 
 import json
+import math
 import os
 import resource
 import sys
@@ -95,8 +96,8 @@ class TrainingProgress:
     def _write(self, step: int, values: dict[str, float]):
         line = {"step": step, "epoch": round(step / self.steps_per_epoch, 4), **values}
         with open(self.metrics_path, "a", encoding="utf-8") as file:
-            # NaN is no JSON: an undefined AP becomes null
-            file.write(json.dumps({key: value if value == value else None for key, value in line.items()}) + "\n")
+            # JSON has neither NaN (an undefined AP) nor infinity (a gradient that fp16 skips): null
+            file.write(json.dumps({key: value if math.isfinite(value) else None for key, value in line.items()}) + "\n")
         self.accelerator.log(values, step=step)
 
 

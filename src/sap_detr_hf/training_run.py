@@ -5,6 +5,7 @@ import dataclasses
 import inspect
 import sys
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedType, broadcast, gather_object, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, broadcast, gather_object, set_seed
 from torch.optim.swa_utils import AveragedModel
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
@@ -36,6 +37,7 @@ from .model_ema import average_weights
 from .process_agreement import on_main_process, together
 from .schedule import build_optimizer, build_scheduler
 from .training_batches import ProcessBatchSampler, TrainingBatches
+from .training_compilation import compile_transformer
 from .training_model import build_image_processor, build_model
 from .training_progress import TrainingProgress
 from .training_settings import TrainingSettings
@@ -77,12 +79,12 @@ class TrainingRun:
         """Optimizer steps per epoch."""
         return self.batches.sampler.steps_per_epoch
 
-    @property
+    @cached_property
     def takes_num_boxes(self) -> bool:
         """Whether the model's loss can be told its normaliser; SAP-DETR's can, transformers' own detectors cannot."""
         return "num_boxes" in inspect.signature(type(self.plain_model).forward).parameters
 
-    @property
+    @cached_property
     def plain_model(self) -> PreTrainedModel:
         """The model without the wrapper of several processes."""
         return self.accelerator.unwrap_model(self.model)
@@ -124,9 +126,10 @@ class TrainingRun:
         Raises:
             ValueError: there is none, it cannot be read, or it belongs to other data or another effective batch.
         """
-        state = together(self.accelerator, self._find_state)
-        if state is None:
+        path = on_main_process(self.accelerator, self._find_state)
+        if path is None:
             return
+        state = together(self.accelerator, lambda: load_checkpoint(path))
         together(self.accelerator, lambda: self._check_origin(state["origin"]))
         self.progress = Progress(**state["progress"])
         self.plain_model.load_state_dict(state["model"])
@@ -177,7 +180,7 @@ class TrainingRun:
                     "settings.yaml of its run, or start a new run in another `output_dir`."
                 )
 
-    def _find_state(self) -> dict[str, Any] | None:
+    def _find_state(self) -> Path | None:
         resume = self.settings.resume
         if resume is None:
             if self.checkpoints.files():
@@ -186,10 +189,7 @@ class TrainingRun:
                     "choose another `output_dir`."
                 )
             return None
-        if resume != "auto":
-            return load_checkpoint(resume)
-        found = self.checkpoints.newest()
-        return found[1] if found else None
+        return self.checkpoints.newest() if resume == "auto" else Path(resume)
 
 
 def prepare_run(settings: TrainingSettings, accelerator: Accelerator) -> TrainingRun:
@@ -212,7 +212,7 @@ def prepare_run(settings: TrainingSettings, accelerator: Accelerator) -> Trainin
     model.to(accelerator.device)
     ema = average_weights(model, settings.ema_decay) if settings.ema_decay else None
     if settings.compile:
-        model.base_model.compile(dynamic=True)  # all but the loss, whose matching is scipy's
+        compile_transformer(model)
     optimizer = build_optimizer(model, settings)
     scheduler = build_scheduler(optimizer, settings, steps_per_epoch, total_steps)
     set_seed(settings.seed + accelerator.process_index)
@@ -245,7 +245,11 @@ def build_accelerator(settings: TrainingSettings) -> Accelerator:
     if settings.tracker is not None and settings.tracker not in trackers:
         raise ValueError(f"`tracker` = {settings.tracker!r} is not installed here; there are: {', '.join(trackers)}.")
     accelerator = Accelerator(
-        mixed_precision=settings.mixed_precision, log_with=settings.tracker, project_dir=settings.output_dir
+        mixed_precision=settings.mixed_precision,
+        log_with=settings.tracker,
+        project_dir=settings.output_dir,
+        # Most buffers are constants, and `share_batch_norm` shares the others before they are used.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
     if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
         raise ValueError(

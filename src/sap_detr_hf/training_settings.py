@@ -96,7 +96,7 @@ class TrainingSettings:
     tf32: Annotated[bool, "TensorFloat-32 matrix products in float32 parts: faster on Ampere and later"] = True
     gradient_checkpointing: Annotated[bool, "recompute activations: less memory, about a third slower"] = False
     channels_last: Annotated[bool, "channels-last convolutions: faster on CPUs and on tensor cores"] = False
-    compile: Annotated[bool, "torch.compile the model; pays off with few image shapes"] = False
+    compile: Annotated[bool, "torch.compile encoder and decoder: for the first image size, then for all others"] = False
 
     # Evaluation and keeping
     evaluation_epochs: Annotated[int, "measure AP every N epochs; 0: never"] = 1
@@ -201,13 +201,18 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     return recipe
 
 
-def settings_from_arguments(argv: list[str] | None = None) -> TrainingSettings:
+def settings_from_arguments(argv: list[str] | None = None, description: str | None = None) -> TrainingSettings:
     """Settings of a command line `[recipe.yaml] [--setting value ...]`; the command line wins.
+
+    Args:
+        argv: the command line; `sys.argv` where it is None.
+        description: what `--help` says of the command; None: what `train.py` does.
 
     Raises:
         ValueError: unknown keys, values of the wrong type, settings that do not fit together.
     """
     parser = argument_parser()
+    parser.description = description or parser.description
     arguments, unknown = parser.parse_known_args(argv)
     for word in unknown:
         if word.startswith("--"):
