@@ -84,8 +84,9 @@ class RectangleDetector(torch.nn.Module):
         self.config = SimpleNamespace(category_ids=category_ids)
         self.shapes = []
 
-    def forward(self, pixel_values, pixel_mask):
-        self.shapes.append((tuple(pixel_values.shape), bool(pixel_mask.all())))
+    def forward(self, pixel_values, pixel_mask=None):
+        self.shapes.append((tuple(pixel_values.shape), pixel_mask is None))
+        pixel_mask = torch.ones_like(pixel_values[:, 0]) if pixel_mask is None else pixel_mask
         logits, boxes = [], []
         for image, mask in zip(pixel_values, pixel_mask.bool(), strict=True):
             bright = (image > 0) & mask  # black is -2 after normalisation

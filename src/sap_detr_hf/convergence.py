@@ -270,7 +270,7 @@ def report_text(results: Mapping[str, Any]) -> str:
     seconds = [f"{model['seconds_per_epoch']:.1f}" for model in models]
     outside = [f"{model['parameters']['outside'] / 1e6:.2f} M" for model in models]
     rows += [["s an epoch", *seconds], ["parameters outside backbone", *outside]]
-    table = markdown_table(["epochs", *titles], rows, rule=" --- ")
+    table = markdown_table(["epochs", *titles], rows)
     what = (
         f"AP / AP50 in per cent on the `{settings['val_split']}` split of `{Path(settings['data'] or '').name}`: "
         f"one run each, seed {settings['seed']}, {settings['epochs']} epochs, batch {settings['effective_batch']}, "

@@ -15,7 +15,6 @@ from accelerate.utils import gather_object
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel
 
 from .coco_metric import CocoMetric, CocoResult, GroundTruth
 from .detection_data import DetectionData, collate, image_name, open_row_image
@@ -92,8 +91,9 @@ def evaluate_detections(
     Nothing of the training is touched: neither the random state nor which modules are in training mode.
 
     Args:
-        model: gives `logits` (B, N, K) and `pred_boxes` (B, N, 4) for `pixel_values` and `pixel_mask`; its config's
-            `category_ids` say the category id of each class index (none: the index is the id).
+        model: gives `logits` (B, N, K) and `pred_boxes` (B, N, 4) for `pixel_values` and `pixel_mask`, which is `None`
+            without padding; its config's `category_ids` say the category id of each class index (none: the index is
+            the id).
         dataset: rows as in `DetectionData.dataset`; `objects` is not read.
         image_processor: resizes, normalises and post-processes, as at prediction.
         truth: of these images, or of more.
@@ -214,10 +214,8 @@ class _Predictor:
         """Per image its detections, or why there are none."""
         pixel_values = batch["pixel_values"].to(self.device, self.dtype, non_blocking=True)  # (B, 3, H, W)
         pixel_mask = batch["pixel_mask"]  # (B, H, W)
-        if isinstance(self.model, PreTrainedModel) and pixel_mask.all():
-            pixel_mask = None  # faster where it hides nothing
-        else:
-            pixel_mask = pixel_mask.to(self.device, non_blocking=True)
+        # Attention without a mask is faster
+        pixel_mask = None if pixel_mask.all() else pixel_mask.to(self.device, non_blocking=True)
         with self._autocast():
             outputs = self.model(pixel_values=pixel_values, pixel_mask=pixel_mask)
         labels = batch["labels"]

@@ -191,7 +191,7 @@ def write_results(path: str | os.PathLike, results: Mapping[str, Any]) -> None:
 def metrics_table(metrics: Mapping[str, float]) -> str:
     """The 12 numbers, in per cent, as two Markdown tables: AP and AR."""
     tables = [(names, [_per_cent(metrics[name]) for name in names]) for names in (METRIC_NAMES[:6], METRIC_NAMES[6:])]
-    return "\n\n".join(markdown_table(names, [numbers], rule=" --- ") for names, numbers in tables)
+    return "\n\n".join(markdown_table(names, [numbers]) for names, numbers in tables)
 
 
 def class_table(per_class: Sequence[Mapping[str, Any]]) -> str:
@@ -201,7 +201,7 @@ def class_table(per_class: Sequence[Mapping[str, Any]]) -> str:
         + [_per_cent(row[name]) for name in TABLE_COLUMNS[1:]]
         for row in per_class
     ]
-    return markdown_table(["id", "class", *TABLE_COLUMNS], rows, rule=" --- ")
+    return markdown_table(["id", "class", *TABLE_COLUMNS], rows)
 
 
 def plot_precision_recall(path: str | os.PathLike, precision: np.ndarray) -> Figure:

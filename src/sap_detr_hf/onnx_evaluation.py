@@ -110,7 +110,7 @@ def result_table(models: Sequence[dict[str, Any]]) -> str:
         cost = [f"{model['megabytes']:.1f}", f"{1000 * model['seconds']:.1f}", f"{model['speedup']:.2f}"]
         found = ["-" if not model["metrics"] else f"{100 * model['metrics'][name]:.1f}" for name in SHOWN_METRICS]
         rows.append([model["name"], *cost, *found])
-    return markdown_table(["model", "MB", "ms an image", "times as fast", *SHOWN_METRICS], rows, rule=" --- ")
+    return markdown_table(["model", "MB", "ms an image", "times as fast", *SHOWN_METRICS], rows)
 
 
 def _load(name: str) -> tuple[nn.Module, Any]:

@@ -178,7 +178,7 @@ def difference_table(differences: Sequence[Difference]) -> str:
         [found.batch_size, f"{found.height} x {found.width}", *(f"{found.largest[name]:.1e}" for name in OUTPUT_NAMES)]
         for found in differences
     ]
-    return markdown_table(["batch", "height x width", *OUTPUT_NAMES], rows, rule=" --- ")
+    return markdown_table(["batch", "height x width", *OUTPUT_NAMES], rows)
 
 
 def _traced(model: PreTrainedModel) -> torch.onnx.ONNXProgram:

@@ -71,8 +71,10 @@ class OnnxDetector(nn.Module):
         self.image_processor = SapDetrImageProcessorPil(**json.loads(metadata["image_processor"]))
         self.device_and_dtype = nn.Parameter(torch.zeros(()), requires_grad=False)  # evaluation asks a parameter
 
-    def forward(self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor) -> Any:
+    def forward(self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None = None) -> Any:
         """`logits` (B, N, K), `pred_boxes` (B, N, 4) and `pred_points` (B, N, 2), as the model's."""
+        if pixel_mask is None:
+            pixel_mask = torch.ones_like(pixel_values[:, 0])  # (B, H, W)
         names = [output.name for output in self.session.get_outputs()]
         inputs = {"pixel_values": pixel_values.numpy(), "pixel_mask": pixel_mask.to(torch.int64).numpy()}
         values = self.session.run(names, inputs)

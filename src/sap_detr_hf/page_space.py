@@ -87,29 +87,23 @@ def export_space(
             shutil.copy(picture, folder / "examples")
     shutil.copytree(PACKAGE, folder / "sap_detr_hf", ignore=shutil.ignore_patterns("__pycache__"))
     packages = (*REQUIREMENTS, "timm") if needs_timm(loaded.config) else REQUIREMENTS
-    (folder / "README.md").write_text(
-        README.format(
-            title=title,
-            quoted_title=json.dumps(title),  # JSON is YAML
-            gradio=gr.__version__,
-            python=f"{sys.version_info.major}.{sys.version_info.minor}",
-            license="" if license is None else f"license: {json.dumps(license)}\n",
-            models="" if is_local else f"models:\n- {model}\n",
-        ),
-        encoding="utf-8",
+    readme = README.format(
+        title=title,
+        quoted_title=json.dumps(title),  # JSON is YAML
+        gradio=gr.__version__,
+        python=f"{sys.version_info.major}.{sys.version_info.minor}",
+        license="" if license is None else f"license: {json.dumps(license)}\n",
+        models="" if is_local else f"models:\n- {model}\n",
     )
-    (folder / "requirements.txt").write_text(
-        "".join(f"{name}=={_release(name)}\n" for name in packages), encoding="utf-8"
+    app = APP.format(
+        model='str(HERE / "model")' if is_local else repr(model),
+        examples='HERE / "examples"' if pictures else None,
+        threshold=threshold,
+        title=title,
     )
-    (folder / "app.py").write_text(
-        APP.format(
-            model='str(HERE / "model")' if is_local else repr(model),
-            examples='HERE / "examples"' if pictures else None,
-            threshold=threshold,
-            title=title,
-        ),
-        encoding="utf-8",
-    )
+    requirements = "".join(f"{name}=={_release(name)}\n" for name in packages)
+    for name, text in (("README.md", readme), ("requirements.txt", requirements), ("app.py", app)):
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def _release(name: str) -> str:
