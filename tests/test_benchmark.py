@@ -13,7 +13,8 @@ from sap_detr_hf.benchmark_tasks import TASKS, Case
 SMALL = {"height": 64, "width": 96}
 
 
-def test_command_prints_and_writes_what_it_measured(tmp_path, capsys):
+def test_command_prints_and_writes_what_it_measured(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("MALLOC_MMAP_MAX_", "0")
     arguments = ["forward", "--models", "dab-detr-r50", "r50:optimized", "--height", "64", "--width", "96"]
     assert load_script("benchmark").main([*arguments, "--rounds", "2", "--output", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
@@ -27,6 +28,8 @@ def test_command_prints_and_writes_what_it_measured(tmp_path, capsys):
     content = json.loads((tmp_path / "forward_cpu.json").read_text())
     assert content["command"].startswith("scripts/benchmark.py forward --models")
     assert content["hardware"]["threads"] > 0
+    assert content["memory_settings"]["MALLOC_MMAP_MAX_"] == "0"
+    assert "`MALLOC_MMAP_MAX_=0`" in printed
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import torch
 
 from .benchmark_models import count_cost, count_training_products
 from .benchmark_tasks import TASKS, Case
-from .measuring_machine import hardware_name, software_versions
+from .measuring_machine import hardware_name, memory_settings, software_versions
 from .pretrained import AUTOCAST_DTYPES
 
 WARM_UP_ROUNDS = 2
@@ -157,11 +157,11 @@ def in_fresh_process(case: Case) -> float | None:
 
 
 def environment(device: str) -> dict[str, Any]:
-    """Hardware and versions, for the results' readers."""
+    """Hardware, versions and settings of the processor's memory, for the results' readers."""
     hardware = {"device": device, "cpu": hardware_name(torch.device("cpu")), "threads": torch.get_num_threads()}
     if device != "cpu":
         hardware |= {"gpu": hardware_name(torch.device(device)), "tf32": torch.backends.cuda.matmul.allow_tf32}
-    return {"hardware": hardware, "versions": software_versions()}
+    return {"hardware": hardware, "versions": software_versions(), "memory_settings": memory_settings()}
 
 
 def _finish(device: str) -> None:

@@ -32,10 +32,12 @@ def table(measurements: list[Measurement]) -> str:
 
 
 def setting(environment: dict[str, Any]) -> str:
-    """One line about hardware and versions of [`sap_detr_hf.benchmark.environment`]."""
-    hardware, versions = environment["hardware"], environment["versions"]
+    """One line about what [`sap_detr_hf.benchmark.environment`] found."""
+    hardware = environment["hardware"]
     device = hardware.get("gpu") or f"{hardware['cpu']}, {hardware['threads']} threads"
-    return f"Measured on {device}, with {', '.join(f'{name} {number}' for name, number in versions.items())}."
+    used = [f"{name} {number}" for name, number in environment["versions"].items()]
+    used += [f"`{name}={value}`" for name, value in environment["memory_settings"].items()]
+    return f"Measured on {device}, with {', '.join(used)}."
 
 
 def write_report(

@@ -1,4 +1,4 @@
-"""The hardware and the versions that a measurement was made with, for its readers."""
+"""The hardware, the versions and the settings that a measurement was made with, for its readers."""
 
 import os
 import platform
@@ -17,6 +17,7 @@ PACKAGES = (
     "numpy",
     "pillow",
 )
+MEMORY_VARIABLES = ("LD_PRELOAD", "GLIBC_TUNABLES", "THP_MEM_ALLOC_ENABLE")
 
 
 def software_versions(*more: str) -> dict[str, str]:
@@ -35,6 +36,12 @@ def hardware_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{_processor_name()}, {os.cpu_count()} cores"
+
+
+def memory_settings() -> dict[str, str]:
+    """Environment variables that are set and decide how memory of the processor is taken and given back."""
+    names = [name for name in os.environ if name.startswith("MALLOC_") or name in MEMORY_VARIABLES]
+    return {name: os.environ[name] for name in sorted(names)}
 
 
 def _processor_name() -> str:
