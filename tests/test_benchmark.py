@@ -1,9 +1,10 @@
 import json
 
 import pytest
+import torch
 from project_scripts import load_script
 
-from sap_detr_hf.benchmark import Measurement, matrix_rate, measure, summary
+from sap_detr_hf.benchmark import Measurement, matrix_product, matrix_size, measure, summary
 from sap_detr_hf.benchmark_bars import BARS, bars_table, measure_bars
 from sap_detr_hf.benchmark_models import count_cost, count_training_products
 from sap_detr_hf.benchmark_profile import operation_times
@@ -77,23 +78,29 @@ def test_bars_table_holds_targets_and_results(monkeypatch):
 
 
 def test_speedup_is_the_median_ratio_of_the_rounds():
-    found = summary(Case("loss", "r50", batch_size=3), seconds=[1, 1, 4], reference=[1, 4, 2], memory=False)
+    case = Case("loss", "r50", batch_size=3)
+    found = summary(case, seconds=[1, 1, 4], reference=[1, 4, 2], product=[1, 1, 1], memory=False)
     assert found.speedup == 1  # ratios 1, 4 and 0.5; that of the medians is 2
     assert (found.seconds, found.seconds_low, found.seconds_high) == (1, 1, 4)
     assert found.images_per_second == 3
 
 
 def test_share_of_the_matrix_rate(monkeypatch):
-    seconds = iter([0.5, 0.25, 1, 1, 1, 1])
-    monkeypatch.setattr("sap_detr_hf.benchmark.timed", lambda action, device: next(seconds))
-    assert matrix_rate(Case("forward", "r50"), size=10) == 2 * 10**3 / 0.25
-    monkeypatch.setattr("sap_detr_hf.benchmark.matrix_rate", lambda case: 100.0)
     monkeypatch.setattr("sap_detr_hf.benchmark.count_cost", lambda *case: (7, 30))
     monkeypatch.setattr("sap_detr_hf.benchmark.count_training_products", lambda *case: 90)
+    monkeypatch.setattr("sap_detr_hf.benchmark.matrix_size", lambda device: 10)
     for task, products in (("forward", 30), ("training", 90)):
-        found = summary(Case(task, "r50", batch_size=5), seconds=[4], reference=[4], memory=False)
+        case = Case(task, "r50", batch_size=5)
+        found = summary(case, seconds=[4, 2, 8], reference=[1, 1, 1], product=[1, 1, 4], memory=False)
         assert (found.parameters, found.multiply_adds, found.peak_mib) == (7, 30, None)
-        assert found.rate_share == 2 * 5 * products / 4 / 100
+        assert found.rate_share == 5 * products / 10**3 / 2  # ratios 1/4, 1/2 and 1/2
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_yardstick_is_a_product_in_the_dtype(dtype):
+    product = matrix_product(dtype, "cpu")()
+    assert product.shape == (matrix_size("cpu"),) * 2
+    assert product.dtype == getattr(torch, dtype)
 
 
 @pytest.mark.parametrize(

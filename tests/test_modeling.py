@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sap_detr_hf import SapDetrConfig, SapDetrForObjectDetection, SapDetrModel
+from sap_detr_hf.backbone_sap_detr import SapDetrFrozenBatchNorm2d
 from sap_detr_hf.salient_points_sap_detr import grid_logits
 
 OUTPUTS = ("logits", "pred_boxes", "pred_points", "pred_objectness")
@@ -330,6 +331,29 @@ def test_frozen_parts_are_options():
     free = tiny_model(frozen_backbone_stages=0, freeze_backbone_batch_norm=False)
     assert all(p.requires_grad for p in free.model.backbone.parameters())
     assert [m for m in free.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+
+
+def test_norm_in_place_changes_no_number():
+    """Of a ResNet's norms; where gradients flow, and of other backbones, input and output are separate."""
+    model = tiny_model().train()
+    norms = [m for m in model.modules() if isinstance(m, SapDetrFrozenBatchNorm2d)]
+    assert norms
+    results = []
+    for inplace in (True, False):
+        for norm in norms:
+            norm.inplace, norm.eps = inplace, 0.5  # a factor other than 1
+        maps = model.model.backbone(tiny_inputs()[0]).feature_maps[-1]
+        model.zero_grad()
+        maps.square().sum().backward()
+        results.append([maps, *(p.grad for p in model.model.backbone.parameters() if p.requires_grad)])
+    torch.testing.assert_close(results[0], results[1], rtol=0, atol=0)
+    values = torch.ones(1, 2, 3, 3)
+    norm = SapDetrFrozenBatchNorm2d(2, eps=3, inplace=True)
+    assert norm(values) is values
+    assert (values == 0.5).all()
+    assert norm(values.requires_grad_()) is not values
+    timm = tiny_model(backbone_config={"model_type": "timm_backbone", "backbone": "resnet18"})
+    assert not any(m.inplace for m in timm.modules() if isinstance(m, SapDetrFrozenBatchNorm2d))
 
 
 @torch.no_grad()

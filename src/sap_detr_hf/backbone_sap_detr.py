@@ -7,6 +7,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 from transformers import AutoBackbone
+from transformers.utils import is_tracing
 
 from .configuration_sap_detr import SapDetrConfig
 
@@ -15,12 +16,13 @@ class SapDetrFrozenBatchNorm2d(nn.Module):
     """BatchNorm2d whose statistics and affine parameters are constants (buffers).
 
     A constant factor and shift per channel: nothing is kept for the backward pass, where PyTorch's own fused operation
-    would keep its whole input.
+    would keep its whole input. With `inplace`, the output takes the input's memory where no gradient flows.
     """
 
-    def __init__(self, num_features: int, eps: float = 1e-5):
+    def __init__(self, num_features: int, eps: float = 1e-5, inplace: bool = False):
         super().__init__()
         self.eps = eps
+        self.inplace = inplace
         self.register_buffer("weight", torch.ones(num_features))
         self.register_buffer("bias", torch.zeros(num_features))
         self.register_buffer("running_mean", torch.zeros(num_features))
@@ -34,6 +36,9 @@ class SapDetrFrozenBatchNorm2d(nn.Module):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(B, C, h, w) -> the same shape."""
         scale, shift = (values.to(hidden_states.dtype)[:, None, None] for values in self.scale_and_shift())
+        inplace = self.inplace and not is_tracing(hidden_states)
+        if inplace and not (torch.is_grad_enabled() and hidden_states.requires_grad):
+            return torch.addcmul(shift, hidden_states, scale, out=hidden_states)
         return torch.addcmul(shift, hidden_states, scale)
 
 
@@ -129,14 +134,14 @@ def build_backbone(config: SapDetrConfig) -> nn.Module:
     attention = config.backbone_config._attn_implementation
     attention = None if attention == "sdpa" else attention
     backbone = AutoBackbone.from_config(config.backbone_config, attn_implementation=attention)
-    if config.backbone_config.model_type == "resnet":
-        for module in backbone.modules():
-            if isinstance(module, nn.ReLU):  # each on a fresh output of a norm or a sum: saves a pass over the memory
-                module.inplace = True
     if config.dilation:
         dilate_last_stage(backbone)
     if config.freeze_backbone_batch_norm:
         freeze_batch_norm(backbone)
+    if config.backbone_config.model_type == "resnet":
+        for module in backbone.modules():
+            if isinstance(module, nn.ReLU | SapDetrFrozenBatchNorm2d):
+                module.inplace = True  # each on a fresh output of a convolution, a norm or a sum
     if config.inference_only:
         fold_batch_norm(backbone)
     freeze_stages(backbone, config.frozen_backbone_stages)

@@ -32,8 +32,8 @@ class Measurement:
             process of its own: resident memory on a CPU, allocated memory on a GPU. `None` where not measured.
         parameters: number of parameters, before any folding; `None` without a model.
         multiply_adds: of one image's forward pass; `None` without a model.
-        rate_share: share of the device's rate in a large matrix product of the same dtype that the forward pass or the
-            training step reaches; `None` for other tasks.
+        rate_share: median over the rounds of the share of the rate of a large matrix product, of the same dtype and
+            in the same round, that the forward pass or the training step reaches; `None` for other tasks.
     """
 
     task: str
@@ -67,12 +67,17 @@ def measure(cases: list[Case], rounds: int = 5, memory: bool = True, progress: C
     Raises:
         ValueError: no such model.
     """
-    actions = [TASKS[case.task](case) for case in cases]
+    yardsticks = {case.dtype: matrix_product(case.dtype, case.device) for case in cases}
+    actions = [*(TASKS[case.task](case) for case in cases), *yardsticks.values()]
     seconds = paired_seconds(actions, rounds, cases[0].device, progress)
     del actions
+    products = dict(zip(yardsticks, seconds[len(cases) :], strict=True))
     if cases[0].device != "cpu":
         torch.cuda.empty_cache()  # for the processes that measure memory
-    return [summary(case, times, seconds[0], memory) for case, times in zip(cases, seconds, strict=True)]
+    return [
+        summary(case, times, seconds[0], products[case.dtype], memory)
+        for case, times in zip(cases, seconds[: len(cases)], strict=True)
+    ]
 
 
 def paired_seconds(
@@ -91,8 +96,10 @@ def paired_seconds(
     return seconds
 
 
-def summary(case: Case, seconds: list[float], reference: list[float], memory: bool) -> Measurement:
-    """The measurement of a case from its rounds and those of the case that ratios refer to."""
+def summary(
+    case: Case, seconds: list[float], reference: list[float], product: list[float], memory: bool
+) -> Measurement:
+    """The measurement of a case from its rounds, those of the case that ratios refer to, and of the matrix product."""
     median = statistics.median(seconds)
     low, _, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else (median,) * 3
     result = Measurement(
@@ -110,7 +117,8 @@ def summary(case: Case, seconds: list[float], reference: list[float], memory: bo
         products = counts[1]
         if case.task == "training":
             products = count_training_products(case.model, case.height, case.width, **case.overrides)
-        result.rate_share = 2 * products * case.batch_size / median / matrix_rate(case)
+        share = products * case.batch_size / matrix_size(case.device) ** 3
+        result.rate_share = share * statistics.median(a / b for a, b in zip(product, seconds, strict=True))
     return result
 
 
@@ -123,11 +131,16 @@ def timed(action: Callable[[], Any], device: str) -> float:
     return time.perf_counter() - started
 
 
-def matrix_rate(case: Case, size: int = 2048) -> float:
-    """Operations a second (two for each multiply-add) in a square matrix product, the best of six: a yardstick."""
-    size = size if case.device == "cpu" else 4 * size
-    left, right = torch.rand(2, size, size, device=case.device, dtype=AUTOCAST_DTYPES[case.dtype])
-    return 2 * size**3 / min(timed(lambda: left @ right, case.device) for _ in range(6))
+def matrix_size(device: str) -> int:
+    """Rows and columns of the matrices of [`matrix_product`]."""
+    return 2048 if device == "cpu" else 8192
+
+
+def matrix_product(dtype: str, device: str) -> Callable[[], Any]:
+    """A large square matrix product: the yardstick of a device's rate."""
+    size = matrix_size(device)
+    left, right = torch.rand(2, size, size, device=device, dtype=AUTOCAST_DTYPES[dtype])
+    return lambda: left @ right
 
 
 def peak_memory(case: Case) -> float:
