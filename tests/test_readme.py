@@ -35,6 +35,11 @@ def test_benchmark_tables_are_the_measured_ones():
     assert table(forward) in README
     assert {(m.height, m.width, m.batch_size, m.dtype) for m in forward} == {(800, 1066, 1, "float32")}
     assert bars_table(read_report(ROOT / "benchmarks" / "bars_cpu.json")) in README
+    kept = {m.model: m.speedup for m in read_report(ROOT / "benchmarks" / "forward_cpu_kept_memory.json")[0]}
+    sentence = f"R50 optimised is then {kept['r50:optimized']:.2f} times as fast as DAB-DETR"
+    assert sentence in " ".join(README.split())
+    variables = measured("forward_cpu_kept_memory")["memory_settings"]
+    assert "export " + " ".join(f"{name}={value}" for name, value in variables.items()) in README
 
 
 def test_other_speeds_are_the_measured_ones():
