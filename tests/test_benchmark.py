@@ -79,7 +79,7 @@ def test_bars_table_holds_targets_and_results(monkeypatch):
 
 def test_speedup_is_the_median_ratio_of_the_rounds():
     case = Case("loss", "r50", batch_size=3)
-    found = summary(case, seconds=[1, 1, 4], reference=[1, 4, 2], product=[1, 1, 1], memory=False)
+    found = summary(case, seconds=[1, 1, 4], reference=[1, 4, 2], product=None, memory=False)
     assert found.speedup == 1  # ratios 1, 4 and 0.5; that of the medians is 2
     assert (found.seconds, found.seconds_low, found.seconds_high) == (1, 1, 4)
     assert found.images_per_second == 3
@@ -94,6 +94,16 @@ def test_share_of_the_matrix_rate(monkeypatch):
         found = summary(case, seconds=[4, 2, 8], reference=[1, 1, 1], product=[1, 1, 4], memory=False)
         assert (found.parameters, found.multiply_adds, found.peak_mib) == (7, 30, None)
         assert found.rate_share == 5 * products / 10**3 / 2  # ratios 1/4, 1/2 and 1/2
+
+
+def test_each_dtype_has_its_yardstick(monkeypatch):
+    seconds = [[8.0] * 3, [8.0] * 3, [4.0] * 3, [2.0] * 3]  # two cases, two products
+    monkeypatch.setattr("sap_detr_hf.benchmark.paired_seconds", lambda actions, *_: seconds[: len(actions)])
+    monkeypatch.setattr("sap_detr_hf.benchmark.matrix_size", lambda device: 10)
+    cases = [Case("forward", "r50", dtype, **SMALL) for dtype in ("float32", "bfloat16")]
+    single, half = measure(cases, rounds=3, memory=False)
+    assert single.rate_share == pytest.approx(single.multiply_adds / 10**3 * 4 / 8)
+    assert half.rate_share == pytest.approx(single.rate_share / 2)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -46,7 +46,7 @@ def test_every_map_is_the_same_by_fewer_operations(layer_type):
     plain = folded_backbone(layer_type)
     pixels, _ = tiny_inputs()
     other = fused(plain)
-    with Operations() as run:
+    with torch.no_grad(), Operations() as run:
         found = other(pixels)
     for name, wanted, values in zip(ALL_MAPS, plain(pixels).feature_maps, found.feature_maps, strict=True):
         assert wanted.std() > 0.05, name
@@ -54,7 +54,7 @@ def test_every_map_is_the_same_by_fewer_operations(layer_type):
     assert run.names.count("mkldnn._convolution_pointwise_.binary") == 6  # blocks
     assert run.names.count("aten.convolution.default") == 3  # shortcuts
     assert not any("relu" in name or "add" in name or "clamp" in name for name in run.names)
-    with torch.backends.mkldnn.flags(enabled=False):
+    with torch.no_grad(), torch.backends.mkldnn.flags(enabled=False):
         torch.testing.assert_close(other(pixels).feature_maps, found.feature_maps, rtol=1e-4, atol=1e-4)
 
 
@@ -70,27 +70,36 @@ def test_half_precision(dtype, sizes):
     """By autocast of float32 weights and by weights of that type; also where the last map is of one cell."""
     plain = folded_backbone("bottleneck")
     pixels = tiny_inputs(sizes)[0]
-    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.float32):
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.float32):
         found = fused(plain.to(dtype))(pixels.to(dtype)).feature_maps[-1]
     assert found.dtype == torch.bfloat16
     wanted = plain.float()(pixels).feature_maps[-1]
     assert (found.float() - wanted).abs().max() < 0.02 * wanted.abs().max()
 
 
+@torch.no_grad()
 def test_images_of_another_type_are_refused():
     backbone = fused(folded_backbone("basic")).bfloat16()
     with pytest.raises(RuntimeError, match="should be the same"):
         backbone(tiny_inputs()[0])
 
 
-@pytest.mark.parametrize("of_weights", [False, True])
-def test_gradients(of_weights):
+@pytest.mark.parametrize(
+    "name",
+    [
+        "pixels",
+        "embedder.embedder.convolution.weight",
+        "encoder.stages.3.layers.0.shortcut.convolution.weight",
+        "encoder.stages.3.layers.1.layer.1.convolution.bias",
+    ],
+)
+def test_gradients(name):
     plain = folded_backbone("basic")
     gradients = []
     for backbone in (plain, fused(plain)):
-        stem = backbone.embedder.embedder.convolution.weight
         pixels = tiny_inputs()[0]
-        asked = (stem if of_weights else pixels).requires_grad_()
+        asked = pixels if name == "pixels" else backbone.get_parameter(name)
+        asked.requires_grad_()
         backbone(pixels).feature_maps[-1].square().sum().backward()
         gradients.append(asked.grad)
     assert gradients[0].abs().max() > 0

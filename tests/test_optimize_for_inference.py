@@ -8,6 +8,7 @@ from transformers import AutoModelForObjectDetection, TimmBackboneConfig
 
 from sap_detr_hf import SapDetrConfig, SapDetrForObjectDetection, SapDetrModel
 from sap_detr_hf.backbone_sap_detr import SapDetrFrozenBatchNorm2d
+from sap_detr_hf.fused_convolution_sap_detr import SapDetrFusedBlock
 
 OUTPUTS = ("logits", "pred_boxes", "pred_points", "pred_objectness")
 
@@ -43,6 +44,8 @@ def test_same_outputs_also_saved_and_loaded(tmp_path, fields):
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
     assert loaded.config.inference_only
+    for each in (fast, loaded):
+        assert all(isinstance(b, SapDetrFusedBlock) for s in each.model.backbone.encoder.stages for b in s.layers)
     assert loaded.model.decoder.start_positions is not None
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
     assert_same_outputs(model, loaded)

@@ -10,13 +10,14 @@ from transformers import AutoBackbone
 from transformers.utils import is_tracing
 
 from .configuration_sap_detr import SapDetrConfig
+from .fused_convolution_sap_detr import fuse_convolutions
 
 
 class SapDetrFrozenBatchNorm2d(nn.Module):
     """BatchNorm2d whose statistics and affine parameters are constants (buffers).
 
     A constant factor and shift per channel: nothing is kept for the backward pass, where PyTorch's own fused operation
-    would keep its whole input. With `inplace`, the output takes the input's memory where no gradient flows.
+    would keep its whole input. With `inplace`, the output takes the input's memory under `torch.no_grad()`.
     """
 
     def __init__(self, num_features: int, eps: float = 1e-5, inplace: bool = False):
@@ -36,8 +37,7 @@ class SapDetrFrozenBatchNorm2d(nn.Module):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(B, C, h, w) -> the same shape."""
         scale, shift = (values.to(hidden_states.dtype)[:, None, None] for values in self.scale_and_shift())
-        inplace = self.inplace and not is_tracing(hidden_states)
-        if inplace and not (torch.is_grad_enabled() and hidden_states.requires_grad):
+        if self.inplace and not torch.is_grad_enabled() and not is_tracing(hidden_states):
             return torch.addcmul(shift, hidden_states, scale, out=hidden_states)
         return torch.addcmul(shift, hidden_states, scale)
 
@@ -144,5 +144,6 @@ def build_backbone(config: SapDetrConfig) -> nn.Module:
                 module.inplace = True  # each on a fresh output of a convolution, a norm or a sum
     if config.inference_only:
         fold_batch_norm(backbone)
+        fuse_convolutions(backbone)
     freeze_stages(backbone, config.frozen_backbone_stages)
     return backbone

@@ -17,6 +17,7 @@ from .measuring_machine import hardware_name, memory_settings, software_versions
 from .pretrained import AUTOCAST_DTYPES
 
 WARM_UP_ROUNDS = 2
+COUNTED_TASKS = ("forward", "training")  # those with multiply-adds
 
 
 @dataclass
@@ -33,7 +34,8 @@ class Measurement:
         parameters: number of parameters, before any folding; `None` without a model.
         multiply_adds: of one image's forward pass; `None` without a model.
         rate_share: median over the rounds of the share of the rate of a large matrix product, of the same dtype and
-            in the same round, that the forward pass or the training step reaches; `None` for other tasks.
+            in the same round, that the forward pass or the training step reaches; `None` for other tasks. One product
+            varies as a model does, so it can exceed 1.
     """
 
     task: str
@@ -67,15 +69,16 @@ def measure(cases: list[Case], rounds: int = 5, memory: bool = True, progress: C
     Raises:
         ValueError: no such model.
     """
-    yardsticks = {case.dtype: matrix_product(case.dtype, case.device) for case in cases}
+    counted = [case for case in cases if case.task in COUNTED_TASKS]
+    yardsticks = {case.dtype: matrix_product(case.dtype, case.device) for case in counted}
     actions = [*(TASKS[case.task](case) for case in cases), *yardsticks.values()]
     seconds = paired_seconds(actions, rounds, cases[0].device, progress)
-    del actions
     products = dict(zip(yardsticks, seconds[len(cases) :], strict=True))
+    del actions, yardsticks
     if cases[0].device != "cpu":
         torch.cuda.empty_cache()  # for the processes that measure memory
     return [
-        summary(case, times, seconds[0], products[case.dtype], memory)
+        summary(case, times, seconds[0], products.get(case.dtype), memory)
         for case, times in zip(cases, seconds[: len(cases)], strict=True)
     ]
 
@@ -97,7 +100,7 @@ def paired_seconds(
 
 
 def summary(
-    case: Case, seconds: list[float], reference: list[float], product: list[float], memory: bool
+    case: Case, seconds: list[float], reference: list[float], product: list[float] | None, memory: bool
 ) -> Measurement:
     """The measurement of a case from its rounds, those of the case that ratios refer to, and of the matrix product."""
     median = statistics.median(seconds)
@@ -110,7 +113,7 @@ def summary(
         speedup=statistics.median(a / b for a, b in zip(reference, seconds, strict=True)),
         images_per_second=case.batch_size / median,
     )
-    if case.task in ("forward", "training"):
+    if product is not None:
         counts = count_cost(case.model, case.height, case.width, **case.overrides)
         result.parameters, result.multiply_adds = counts
         result.peak_mib = in_fresh_process(case) if memory else None

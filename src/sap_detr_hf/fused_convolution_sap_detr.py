@@ -10,8 +10,8 @@ from transformers.utils import is_tracing
 class SapDetrFusedConvolution(nn.Module):
     """A convolution, the sum with a residual if there is one, and ReLU: takes the place of a `ResNetConvLayer`.
 
-    One operation on a CPU; one by one on other devices, for gradients, and in a traced graph, whose compiler fuses by
-    itself.
+    One operation on a CPU under `torch.no_grad()`, which calls no hooks of the convolution; one by one otherwise, and
+    in a traced graph, whose compiler fuses by itself.
     """
 
     def __init__(self, convolution: nn.Conv2d):
@@ -23,12 +23,10 @@ class SapDetrFusedConvolution(nn.Module):
 
         Args:
             hidden_states: what is convolved.
-            residual: (B, C', h', w'), is overwritten by the result where that saves memory.
+            residual: (B, C', h', w'), is overwritten by the result if all is one operation.
         """
-        convolution, dtype = self.convolution, hidden_states.dtype
-        if torch.is_autocast_enabled("cpu"):  # knows convolutions only
-            dtype = torch.get_autocast_dtype("cpu")
-        if not self._can_fuse(hidden_states, dtype):
+        convolution, dtype = self.convolution, self._fused_dtype(hidden_states)
+        if dtype is None:
             hidden_states = convolution(hidden_states)
             return (hidden_states if residual is None else hidden_states.add_(residual)).relu_()
         hidden_states, weight, bias = (x.to(dtype) for x in (hidden_states, convolution.weight, convolution.bias))
@@ -40,21 +38,27 @@ class SapDetrFusedConvolution(nn.Module):
             residual, hidden_states, weight, bias, *geometry, "add", 1.0, "relu", [], ""
         )
 
-    def _can_fuse(self, hidden_states: torch.Tensor, dtype: torch.dtype) -> bool:
+    def _fused_dtype(self, hidden_states: torch.Tensor) -> torch.dtype | None:
+        """What the fused operation would compute in; `None` where it cannot be used."""
         weight = self.convolution.weight
-        return bool(
-            not is_tracing(hidden_states)
-            and hidden_states.device.type == weight.device.type == "cpu"  # it is on none while it is offloaded
-            and (hidden_states.dtype == weight.dtype or torch.is_autocast_enabled("cpu"))
-            and not (torch.is_grad_enabled() and (hidden_states.requires_grad or weight.requires_grad))
-            and torch.backends.mkldnn.is_available()
-            and torch.backends.mkldnn.enabled
-            and (dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()))
-        )
+        on_cpu = hidden_states.device.type == weight.device.type == "cpu"  # offloaded weights are on "meta"
+        if torch.is_grad_enabled() or is_tracing(hidden_states) or not on_cpu:
+            return None
+        if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
+            return None
+        dtypes = {hidden_states.dtype, weight.dtype}
+        if torch.is_autocast_enabled("cpu"):  # casts for convolutions, not for these operations
+            dtypes = {torch.get_autocast_dtype("cpu")}
+        known = {torch.float32}
+        if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            known.add(torch.bfloat16)
+        return dtypes.pop() if len(dtypes) == 1 and dtypes <= known else None
 
 
 class SapDetrFusedBlock(nn.Module):
-    """A residual block of transformers' ResNet without BatchNorm, whose sum lies where the shortcut's result lay.
+    """A residual block of transformers' ResNet without BatchNorm; where it is fused, its sum overwrites the shortcut.
+
+    Hooks that keep the output of a block within a stage see the next block's; the stages' outputs stay.
 
     Args:
         block: its modules are used, by the same names.

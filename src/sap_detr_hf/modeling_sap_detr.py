@@ -355,7 +355,7 @@ class SapDetrPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     main_input_name = "pixel_values"
     input_modalities = ("image",)
-    _no_split_modules = ["SapDetrEncoderLayer", "SapDetrDecoderLayer", "SapDetrQueryContent"]
+    _no_split_modules = ["SapDetrEncoderLayer", "SapDetrDecoderLayer", "SapDetrQueryContent", "SapDetrFusedBlock"]
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False  # the loss has its own normaliser: Trainer must not rescale it
     _supports_sdpa = True
@@ -381,9 +381,9 @@ class SapDetrPreTrainedModel(PreTrainedModel):
     def optimize_for_inference(self) -> "SapDetrPreTrainedModel":
         """Make the model faster, in place, and unable to train: the same outputs up to rounding (1e-5).
 
-        BatchNorm becomes part of the backbone's convolutions, their weights lie channels last, those of transformers'
-        ResNet do more in one operation on a CPU, and what the first decoder layer computes from parameters alone is
-        computed once. Can be saved and loaded.
+        BatchNorm becomes part of the backbone's convolutions, their weights lie channels last, and what the first
+        decoder layer computes from parameters alone is computed once. On a CPU, under `torch.no_grad()`, ReLU and the
+        shortcut's sum become part of the convolutions of transformers' ResNet. Can be saved and loaded.
 
         Returns:
             The model itself, in evaluation mode.
@@ -402,6 +402,7 @@ class SapDetrPreTrainedModel(PreTrainedModel):
                 f"The BatchNorm of a {type(backbone).__name__} cannot be folded, because it does not follow the "
                 "convolution before it: use the model without `optimize_for_inference`."
             )
+        fuse_convolutions(backbone)
         self.config.inference_only = True
         self._settle_for_inference()
         return self.eval()
@@ -409,7 +410,7 @@ class SapDetrPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _settle_for_inference(self):
         self.requires_grad_(False)
-        fuse_convolutions(self.base_model.backbone.to(memory_format=torch.channels_last))
+        self.base_model.backbone.to(memory_format=torch.channels_last)
         self.base_model.keep_start_positions()
 
     def train(self, mode: bool = True):
