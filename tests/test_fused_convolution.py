@@ -58,6 +58,15 @@ def test_every_map_is_the_same_by_fewer_operations(layer_type):
         torch.testing.assert_close(other(pixels).feature_maps, found.feature_maps, rtol=1e-4, atol=1e-4)
 
 
+def test_weights_lie_channels_last():
+    """The sum in place knows no other layout in bfloat16."""
+    backbone = fused(folded_backbone("bottleneck").to(memory_format=torch.contiguous_format))
+    weights = [module.weight for module in backbone.modules() if isinstance(module, torch.nn.Conv2d)]
+    inner = [weight for weight in weights if weight.shape[-1] > 1]
+    assert len(inner) == 7  # the stem's, and one of each block
+    assert all(weight.is_contiguous(memory_format=torch.channels_last) for weight in inner)
+
+
 def test_names_of_the_weights_stay():
     backbone = folded_backbone("bottleneck")
     assert fused(backbone).state_dict().keys() == backbone.state_dict().keys()

@@ -16,7 +16,7 @@ class SapDetrFusedConvolution(nn.Module):
 
     def __init__(self, convolution: nn.Conv2d):
         super().__init__()
-        self.convolution = convolution
+        self.convolution = convolution.to(memory_format=torch.channels_last)
 
     def forward(self, hidden_states: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         """(B, C, h, w) -> (B, C', h', w').
@@ -83,7 +83,7 @@ class SapDetrFusedBlock(nn.Module):
 
 
 def fuse_convolutions(backbone: nn.Module) -> None:
-    """Fuse the blocks of transformers' ResNet, BatchNorm folded, channels last; other backbones stay as they are."""
+    """Fuse the blocks of transformers' ResNet, whose BatchNorm was folded; other backbones stay as they are."""
     if not isinstance(backbone, ResNetBackbone) or backbone.config.hidden_act != "relu":
         return
     backbone.embedder.embedder = SapDetrFusedConvolution(backbone.embedder.embedder.convolution)
