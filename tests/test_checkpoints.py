@@ -58,7 +58,7 @@ def test_the_newest_states_are_kept(tmp_path):
 def test_half_written_files_are_never_seen(tmp_path):
     folder = CheckpointFolder(tmp_path, keep=2)
     whole = folder.save(1, state(1)).read_bytes()
-    (tmp_path / "step_00000002.pt.tmp").write_bytes(whole[:100])  # a kill -9 while writing leaves this
+    (tmp_path / "step_00000002.pt.partial").write_bytes(whole[:100])  # a kill -9 while writing leaves this
     assert load_checkpoint(folder.newest())["progress"]["step"] == 1
     folder.save(3, state(3))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000001.pt", "step_00000003.pt"]

@@ -2,6 +2,7 @@ import json
 import time
 
 import pytest
+import torch
 from accelerate.state import AcceleratorState, GradientState
 from project_scripts import load_script
 from tiny_training import write_recipe
@@ -32,6 +33,7 @@ def test_rates_of_loader_and_training(tmp_path, monkeypatch, capsys, workers):
     result = json.loads(text[: text.rindex("}") + 1])
     assert result["images_per_step"] == 4
     assert result["steps"] == 2
+    assert result["versions"]["torch"] == torch.__version__.split("+")[0]
     rates = [result[f"{part}_images_per_second"] for part in ("loader", "training")]
     assert result["loader_over_training"] == pytest.approx(rates[0] / rates[1])
     assert not output.exists()

@@ -17,6 +17,8 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
+from .whole_file import SUFFIX, whole_file
+
 _NAME = re.compile(r"step_(\d{8})\.pt")
 
 
@@ -46,7 +48,7 @@ class CheckpointFolder:
         """
         path = self.folder / f"step_{step:08d}.pt"
         make_folder(self.folder)
-        for left_over in self.folder.glob("*.tmp"):
+        for left_over in self.folder.glob(f"*{SUFFIX}"):
             left_over.unlink(missing_ok=True)
         write_atomically(path, lambda aside: _save_tensors(state, aside))
         for old in self.files()[: -self.keep]:
@@ -95,15 +97,13 @@ def write_atomically(path: Path, write: Callable[[Path], object]):
     Raises:
         CheckpointError: anything of this failed; `path` is as before.
     """
-    aside = path.with_name(f"{path.name}.tmp")
     try:
-        write(aside)
-        with open(aside, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(aside, path)
+        with whole_file(path) as aside:
+            write(aside)
+            with open(aside, "rb") as file:
+                os.fsync(file.fileno())
         _flush_folder(path.parent)
     except (OSError, RuntimeError) as error:
-        aside.unlink(missing_ok=True)
         cause = _disk_error(error)
         if cause is None:
             raise

@@ -16,6 +16,8 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval, Params
 
+from .whole_file import whole_file
+
 # The 12 numbers in the order of COCOeval.stats.
 METRIC_NAMES = (
     "AP",
@@ -260,14 +262,11 @@ class CocoMetric:
 
     def write_predictions(self, path: str | os.PathLike) -> None:
         """Writes the COCO result file (unrounded: reading it back gives the same AP), aside first, then renamed."""
-        path = Path(path)
-        aside = path.with_name(f"{path.name}.partial")
-        with open(aside, "w", encoding="utf-8") as file:
+        with whole_file(path) as aside, open(aside, "w", encoding="utf-8") as file:
             file.write("[")
             for i, detection in enumerate(self.results()):
                 file.write(f"{',' if i else ''}\n{json.dumps(detection)}")
             file.write("\n]\n")
-        aside.replace(path)
 
     def compute(self) -> CocoResult:
         """COCO AP and AR of what was added, by the official code."""

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from .coco_metric import CocoMetric, CocoResult, GroundTruth
 from .detection_data import DetectionData, collate, image_name, open_row_image
 from .detection_processing_sap_detr import released_image_size
+from .evaluation_mode import evaluation_mode
 from .process_agreement import together
 
 # Predictions are gathered after about this many images of each process: bounds what is in flight (8 kB an image).
@@ -117,7 +118,7 @@ def evaluate_detections(
     batches = plan_batches(images.processed_sizes(), batch_size, pad_batches)
     predict = _Predictor(model, image_processor, accelerator, autocast_dtype, top_k)
     started = time.perf_counter()
-    with _evaluation_mode(model):
+    with evaluation_mode(model):
         for prediction in _predict_on_all_processes(predict, images, batches, accelerator, num_workers, progress):
             metric.add(*prediction)
     seconds = time.perf_counter() - started
@@ -304,15 +305,3 @@ def _compute_together(metric: CocoMetric, accelerator: Accelerator) -> CocoResul
     category_ids = sorted(metric.truth.category_names)[accelerator.process_index :: accelerator.num_processes]
     shares = gather_object([together(accelerator, lambda: metric.evaluate_categories(category_ids))])
     return metric.summarize({category_id: curves for share in shares for category_id, curves in share.items()})
-
-
-@contextlib.contextmanager
-def _evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; afterwards every module is in the mode it was in (frozen parts may have their own)."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

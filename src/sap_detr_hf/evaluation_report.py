@@ -24,6 +24,7 @@ from .measuring_machine import hardware_name, software_versions
 from .pretrained import AUTOCAST_DTYPES, check_device_and_dtype, load_pretrained
 from .process_agreement import on_main_process, together
 from .result_folder import prepare_folder
+from .whole_file import whole_file
 
 TABLE_COLUMNS = ("boxes", "AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR100")
 RECALLS = np.linspace(0, 1, 101)
@@ -182,10 +183,9 @@ def _write_report(
 
 def write_results(path: str | os.PathLike, results: Mapping[str, Any]) -> None:
     """Writes results.json (aside, then renamed); NaN becomes null, which JSON has."""
-    path = Path(path)
-    aside = path.with_name(f"{path.name}.partial")
-    aside.write_text(json.dumps(_without_nan(results), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    aside.replace(path)
+    text = json.dumps(_without_nan(results), indent=2, allow_nan=False) + "\n"
+    with whole_file(path) as aside:
+        aside.write_text(text, encoding="utf-8")
 
 
 def metrics_table(metrics: Mapping[str, float]) -> str:

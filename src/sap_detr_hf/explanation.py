@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from .evaluation_mode import evaluation_mode
 from .loss_sap_detr import LayerPredictions, match_queries, pad_targets
 from .modeling_sap_detr import SapDetrForObjectDetection
 from .salient_detection import SalientDetections, label_name, salient_detections
@@ -177,7 +178,7 @@ def explain_matching(
     target = torch.cat([(scaled[:, :2] + scaled[:, 2:]) / 2, scaled[:, 2:] - scaled[:, :2]], dim=-1)  # cx, cy, w, h
     labels = [{"class_labels": torch.as_tensor(classes, dtype=torch.int64).reshape(-1), "boxes": target}]
     inputs = image_processor(images=[image], return_tensors="pt").to(model.device, model.dtype)
-    with _as_at_prediction(model):
+    with evaluation_mode(model):
         predictions = model.predict(model(**inputs), 0)
     layers = LayerPredictions(
         predictions["logits"].float(),
@@ -222,18 +223,6 @@ def _chosen(
 
 
 @contextmanager
-def _as_at_prediction(model: SapDetrForObjectDetection) -> Iterator[None]:
-    """Evaluation mode inside; afterwards every module is in the mode it was in."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-@contextmanager
 def _observed(model: SapDetrForObjectDetection, layer: int) -> Iterator[list[dict[str, Any]]]:
     """Fills one dict per decoder layer while the model runs inside: its points and sides, the map's shape.
 
@@ -261,7 +250,7 @@ def _observed(model: SapDetrForObjectDetection, layer: int) -> Iterator[list[dic
     hooks.append(decoder_layers[layer].cross_attn.register_forward_hook(see_attention))
     model.set_attn_implementation({"": "eager"})  # the backbone keeps its own
     try:
-        with _as_at_prediction(model):
+        with evaluation_mode(model):
             yield seen
     finally:
         model.set_attn_implementation({"": implementation})

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from .markdown_table import markdown_table
 from .onnx_same_padding import onnx_translations, replace_same_convolutions
 from .onnx_session import open_session, require_onnx
+from .whole_file import whole_file
 
 INPUT_NAMES = ("pixel_values", "pixel_mask")
 OUTPUT_NAMES = ("logits", "pred_boxes", "pred_points")
@@ -104,17 +105,12 @@ def export_onnx(
     require_onnx()
     if next(model.parameters()).dtype != torch.float32:
         raise ValueError("Only a float32 model can be exported: load it with `dtype=torch.float32`.")
-    path = Path(path)
-    aside = path.with_name(f"{path.name}.partial")
-    try:
+    with whole_file(path) as aside:
         program = _traced(model)
         program.model.metadata_props.update(onnx_metadata(model.config, image_processor))
         program.save(aside, external_data=False)
         differences = compare_with_torch(model, aside)
         _require_equal(differences, tolerance)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
     return differences
 
 

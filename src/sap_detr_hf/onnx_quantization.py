@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from .onnx_session import open_session
+from .whole_file import whole_file
 
 
 def quantize_int8(path: str | Path, int8_path: str | Path) -> None:
@@ -20,21 +21,18 @@ def quantize_int8(path: str | Path, int8_path: str | Path) -> None:
     open_session(path)
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    int8_path = Path(int8_path)
-    aside = int8_path.with_name(f"{int8_path.name}.partial")
     logger = logging.getLogger()
     level = logger.level
     logger.setLevel(logging.ERROR)  # it advises a preprocessing that changes nothing here, through the root logger
     try:
-        quantize_dynamic(
-            os.fspath(path),
-            os.fspath(aside),
-            op_types_to_quantize=["MatMul"],
-            per_channel=True,
-            reduce_range=True,
-            weight_type=QuantType.QInt8,
-        )
-        aside.replace(int8_path)
+        with whole_file(int8_path) as aside:
+            quantize_dynamic(
+                os.fspath(path),
+                os.fspath(aside),
+                op_types_to_quantize=["MatMul"],
+                per_channel=True,
+                reduce_range=True,
+                weight_type=QuantType.QInt8,
+            )
     finally:
         logger.setLevel(level)
-        aside.unlink(missing_ok=True)

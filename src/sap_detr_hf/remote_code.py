@@ -8,6 +8,7 @@ from typing import Any
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from .configuration_sap_detr import SapDetrConfig
+from .whole_file import whole_file
 
 # What the Auto classes of transformers are told; `AutoImageProcessor` takes the backend that the machine has.
 CONFIG_AUTO_MAP = {
@@ -70,9 +71,8 @@ def add_remote_code(model_dir: str | os.PathLike) -> list[str]:
     """
     contents = remote_code_contents(model_dir)
     for name, content in contents.items():
-        aside = Path(model_dir) / f"{name}.partial"
-        aside.write_bytes(content)
-        aside.replace(Path(model_dir) / name)
+        with whole_file(Path(model_dir) / name) as aside:
+            aside.write_bytes(content)
     return list(contents)
 
 

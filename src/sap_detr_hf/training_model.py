@@ -10,6 +10,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from .configuration_sap_detr import SapDetrConfig
 from .detection_data import DetectionData, check_categories
+from .evaluation_mode import evaluation_mode
 from .image_processing_sap_detr import SapDetrImageProcessor
 from .modeling_sap_detr import SapDetrForObjectDetection
 from .pretrained import readable_model
@@ -52,11 +53,8 @@ def freeze_unreached(model: PreTrainedModel):
     head. Several processes would wait for their gradients for ever (or refuse to run).
     """
     label = {"class_labels": torch.zeros(1, dtype=torch.long), "boxes": torch.full((1, 4), 0.5)}
-    training = [(module, module.training) for module in model.modules()]
-    model.eval()  # BatchNorm statistics and random states stay as they are
-    model(pixel_values=torch.zeros(1, 3, 128, 128), labels=[label]).loss.backward()
-    for module, mode in training:
-        module.training = mode
+    with evaluation_mode(model):  # BatchNorm statistics and random states stay as they are
+        model(pixel_values=torch.zeros(1, 3, 128, 128), labels=[label]).loss.backward()
     for parameter in model.parameters():
         if parameter.grad is None:
             parameter.requires_grad_(False)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from .measuring_machine import hardware_name, software_versions
 from .process_agreement import end_processes
 from .training import take_step
 from .training_run import TrainingRun, build_accelerator, prepare_run
@@ -23,7 +24,7 @@ def measure_throughput(settings: TrainingSettings) -> dict[str, Any]:
 
     Returns:
         `loader_images_per_second`, `training_images_per_second` (both of this process), `loader_over_training`,
-        `images_per_step`, `steps`, `workers`.
+        `images_per_step`, `steps`, `workers`, `hardware`, `versions` (of the packages, by name).
 
     Raises:
         ValueError: settings or data that cannot work.
@@ -56,6 +57,8 @@ def _measure(settings: TrainingSettings) -> dict[str, Any]:
         "images_per_step": images,
         "steps": steps,
         "workers": settings.workers,
+        "hardware": hardware_name(run.accelerator.device),
+        "versions": software_versions(),
     }
 
 
