@@ -211,7 +211,7 @@ def test_coco_json_keeps_its_image_ids(model_dir, tmp_path, named):
 def test_coco_results_are_those_of_the_evaluation(model_dir, tmp_path):
     pytest.importorskip("pycocotools")
     file = write_coco(tmp_path)
-    assert run(model_dir, file, "--output", tmp_path / "out", "--threshold", 0) == 0
+    assert run(model_dir, file, "--output", tmp_path / "out", "--threshold", 0, "--device", "cpu") == 0
     arguments = [model_dir, file, "--output", tmp_path / "evaluation", "--device", "cpu", "--workers", 0]
     assert load_script("evaluate").main([str(argument) for argument in arguments]) == 0
     results, expected = (

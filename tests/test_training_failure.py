@@ -48,6 +48,16 @@ def test_module_outputs_in_the_order_of_computation(model, batch):
     assert first_bad_tensor(model, batch) == "the output of model.input_projection"
 
 
+def test_loss_can_be_left_out(model, batch, monkeypatch):
+    def fail(*positional, **named):
+        raise AssertionError("a loss that waits for other processes")
+
+    monkeypatch.setattr(model, "loss_function", fail)
+    with pytest.raises(AssertionError, match="waits for other processes"):
+        first_bad_tensor(model, batch)
+    assert first_bad_tensor(model, batch, with_loss=False).startswith("not found")
+
+
 def test_gradients(model, batch):
     model.objectness_head.weight.grad = torch.full_like(model.objectness_head.weight, float("nan"))
     assert first_bad_tensor(model, batch) == "the gradient of objectness_head.weight"

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from accelerate import PartialState
 from tiny_training import TINY_MODEL
 
 from sap_detr_hf import SapDetrImageProcessorPil
 from sap_detr_hf.detection_data import DetectionData
-from sap_detr_hf.training_model import build_image_processor, build_model
+from sap_detr_hf.training_model import build_image_processor, build_model, freeze_unreached
 from sap_detr_hf.training_settings import TrainingSettings
 
 CLASSES = DetectionData(None, {0: "cat", 1: "dog"}, [3, 8], {3: "cat", 8: "dog"}, "pets")
@@ -18,6 +19,7 @@ def settings(model_overrides=None, **changes):
 
 
 def learning(model):
+    freeze_unreached(model)
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
@@ -48,12 +50,35 @@ def test_parameters_that_no_loss_reaches_do_not_learn():
     )
 
 
+def test_building_waits_for_no_other_process(monkeypatch):
+    """Models are built on the CPU, where processes that talk through NCCL cannot add anything up."""
+
+    def fail(*positional, **named):
+        raise AssertionError("a model under construction talks to other processes")
+
+    PartialState(cpu=True)
+    monkeypatch.setattr("accelerate.utils.reduce", fail)
+    try:
+        model = build_model(settings(), CLASSES)
+        with pytest.raises(AssertionError, match="talks to other processes"):
+            freeze_unreached(model)  # later, on the device
+    finally:
+        PartialState._reset_state()
+
+
+def built_and_frozen():
+    model = build_model(settings(), CLASSES)
+    freeze_unreached(model)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    return model.state_dict()
+
+
 def test_building_depends_on_the_seed_alone():
     torch.manual_seed(0)
-    first = build_model(settings(), CLASSES).state_dict()
+    first = built_and_frozen()
     after = torch.rand(1)
     torch.manual_seed(0)
-    second = build_model(settings(), CLASSES).state_dict()
+    second = built_and_frozen()
     assert torch.equal(after, torch.rand(1))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert all(value.eq(0).all() for name, value in first.items() if name.endswith("running_mean"))

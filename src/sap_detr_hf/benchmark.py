@@ -13,7 +13,7 @@ import torch
 
 from .benchmark_models import count_cost, count_training_products
 from .benchmark_tasks import TASKS, Case
-from .measuring_machine import hardware_name, memory_settings, software_versions
+from .measuring_machine import hardware_name, memory_settings, software_versions, tf32_settings
 from .pretrained import AUTOCAST_DTYPES
 
 WARM_UP_ROUNDS = 2
@@ -176,7 +176,7 @@ def environment(device: str) -> dict[str, Any]:
     """Hardware, versions and settings of the processor's memory, for the results' readers."""
     hardware = {"device": device, "cpu": hardware_name(torch.device("cpu")), "threads": torch.get_num_threads()}
     if device != "cpu":
-        hardware |= {"gpu": hardware_name(torch.device(device)), "tf32": torch.backends.cuda.matmul.allow_tf32}
+        hardware |= {"gpu": hardware_name(torch.device(device)), "tf32": tf32_settings(torch.device(device))}
     return {"hardware": hardware, "versions": software_versions(), "memory_settings": memory_settings()}
 
 

@@ -18,6 +18,7 @@ from .configuration_sap_detr import PUBLISHED_VARIANTS, R50_BACKBONE, SapDetrCon
 from .gaussian_forms import GAUSSIAN_FORMS, gaussian_form
 from .modeling_sap_detr import SapDetrForObjectDetection
 from .released_form import released_form
+from .training_compilation import allow_compilations
 
 PEERS: dict[str, tuple[Any, Any]] = {
     "dab-detr-r50": (DabDetrConfig, DabDetrForObjectDetection),
@@ -61,6 +62,7 @@ def build_model(name: str, **overrides) -> PreTrainedModel:
     if form in ("optimized", "compiled"):
         sap_detr.optimize_for_inference()
     if form == "compiled":
+        allow_compilations()  # a run may compare many compiled models
         sap_detr.compile(options={"freezing": True})  # weights become constants, laid out for the device
     return sap_detr
 

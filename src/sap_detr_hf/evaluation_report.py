@@ -20,7 +20,7 @@ from .detection_mistakes import MATCH_IOU, ThresholdCurve, count_mistakes, thres
 from .drawing import contact_sheet, draw_detections
 from .evaluation import Evaluation, evaluate_detections, ground_truth
 from .markdown_table import markdown_table
-from .measuring_machine import hardware_name, software_versions
+from .measuring_machine import hardware_name, software_versions, tf32_settings
 from .pretrained import AUTOCAST_DTYPES, check_device_and_dtype, load_pretrained
 from .process_agreement import on_main_process, together
 from .result_folder import prepare_folder
@@ -123,6 +123,7 @@ def evaluate_model(settings: EvaluationSettings, command: str | None = None) -> 
         "processes": accelerator.num_processes,
         "image_size": dict(image_processor.size),
         "hardware": hardware_name(accelerator.device),
+        "tf32": tf32_settings(accelerator.device),
         "versions": software_versions(),
     }
     on_main_process(accelerator, lambda: _write_report(output, results, evaluation, data, settings.worst))

@@ -38,6 +38,14 @@ def hardware_name(device: torch.device) -> str:
     return f"{_processor_name()}, {os.cpu_count()} cores"
 
 
+def tf32_settings(device: torch.device) -> dict[str, bool]:
+    """Whether a GPU may round float32 to TF32 in `convolutions` and in `matrix_products`; empty for a CPU."""
+    if device.type != "cuda":
+        return {}
+    backends = torch.backends
+    return {"convolutions": backends.cudnn.allow_tf32, "matrix_products": backends.cuda.matmul.allow_tf32}
+
+
 def memory_settings() -> dict[str, str]:
     """Environment variables that are set and decide how memory of the processor is taken and given back."""
     names = [name for name in os.environ if name.startswith("MALLOC_") or name in MEMORY_VARIABLES]

@@ -91,12 +91,20 @@ def load_step(run: TrainingRun, batches: Iterator[list[dict]], stop: list[int]) 
     except (OSError, ValueError, RuntimeError) as error:
         failure = one_sentence(error)
     boxes = sum(len(label["class_labels"]) for batch in loaded for label in batch["labels"])
-    counts = torch.tensor([boxes, bool(stop), failure is not None], dtype=torch.float32, device=run.accelerator.device)
-    total_boxes, stops, failures = run.accelerator.reduce(counts, "sum").tolist()
+    total_boxes, stops, failures = sum_over_processes(run, [boxes, bool(stop), failure is not None])
     if failures:
         sentences = [text for text in gather_object([failure]) if text]
         raise TrainingFailed(f"Training stopped after step {run.progress.step}: {sentences[0]}")
     return loaded, total_boxes, stops > 0
+
+
+def sum_over_processes(run: TrainingRun, counts: list[int]) -> list[float]:
+    """Each count's sum; a process that is alone does not wait for its GPU."""
+    if run.accelerator.num_processes == 1:
+        return [float(count) for count in counts]
+    return run.accelerator.reduce(
+        torch.tensor(counts, dtype=torch.float32, device=run.accelerator.device), "sum"
+    ).tolist()
 
 
 def take_step(run: TrainingRun, batches: list[dict], total_boxes: float) -> dict[str, float]:
@@ -109,7 +117,7 @@ def take_step(run: TrainingRun, batches: list[dict], total_boxes: float) -> dict
         TrainingFailed: loss or gradient is not finite on some process; on all processes, before the weights change.
     """
     accelerator, settings = run.accelerator, run.settings
-    divisor = torch.tensor(max(total_boxes / accelerator.num_processes, 1.0), device=accelerator.device)
+    divisor = torch.full((), max(total_boxes / accelerator.num_processes, 1.0), device=accelerator.device)
     arguments = {"num_boxes": divisor} if run.takes_num_boxes else {}
     batches = [send_to_device(batch, accelerator.device, non_blocking=True) for batch in batches]
     sums: dict[str, torch.Tensor] = {}
@@ -155,7 +163,9 @@ def explain_failure(run: TrainingRun, bad_here: bool, batches: list[dict], argum
     finding = None
     if bad_here:
         for batch in batches:
-            name = first_bad_tensor(run.plain_model, batch, **arguments)
+            # Losses that are not told their boxes add them up over all processes, of which this one is alone here.
+            alone = run.takes_num_boxes or run.accelerator.num_processes == 1
+            name = first_bad_tensor(run.plain_model, batch, with_loss=alone, **arguments)
             images = ", ".join(str(int(label["image_id"])) for label in batch["labels"])
             finding = f"process {run.accelerator.process_index}, images {images}: {name}"
             if not name.startswith("not found"):

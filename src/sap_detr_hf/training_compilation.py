@@ -7,6 +7,15 @@ from transformers import PreTrainedModel
 COMPILATIONS = 32
 
 
+def allow_compilations() -> None:
+    """Raise torch's limit of 8 compilations of one function, behind which modules silently stay as they are.
+
+    Modules share it, because transformers wraps their forward passes in the same function, and each is compiled for
+    training and evaluation, with and without a mask.
+    """
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILATIONS)
+
+
 def compile_transformer(model: PreTrainedModel, **options) -> None:
     """Compile a detector's encoder and decoder in place, with `options` of `torch.compile`.
 
@@ -15,8 +24,6 @@ def compile_transformer(model: PreTrainedModel, **options) -> None:
     numbers in the model as well, such as the norms' epsilons, and fails beside other processes and with gradient
     checkpointing. The loss cannot be compiled, its matching is scipy's.
     """
-    # Both modules share one limit, because transformers wraps their forward passes in the same function, and each is
-    # compiled for training and evaluation, with and without a mask; torch's 8 would leave the last ones as they are.
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILATIONS)
+    allow_compilations()
     for name in ("encoder", "decoder"):
         model.base_model.get_submodule(name).compile(**options)

@@ -13,12 +13,13 @@ class TrainingFailed(Exception):
     """The run cannot go on; raised on all processes with the same one-sentence message."""
 
 
-def first_bad_tensor(model: nn.Module, batch: dict[str, Any], **arguments) -> str:
+def first_bad_tensor(model: nn.Module, batch: dict[str, Any], with_loss: bool = True, **arguments) -> str:
     """Names the first tensor with NaN or infinity: input, weight, module output, loss part or gradient, in this order.
 
     Args:
         model: without the wrapper of several processes, so that one process can call it alone.
         batch: `pixel_values`, `pixel_mask`, `labels`.
+        with_loss: also look at the loss; its parts are skipped otherwise.
         arguments: further arguments of the forward pass.
     """
     for name, tensor in _inputs(batch):
@@ -28,7 +29,8 @@ def first_bad_tensor(model: nn.Module, batch: dict[str, Any], **arguments) -> st
         if not _finite(tensor):
             return f"the weight {name}"
     with torch.no_grad(), torch.compiler.set_stance("force_eager"), _watched(model) as bad:
-        loss_dict = model(**batch, **arguments).loss_dict
+        given = batch if with_loss else {name: value for name, value in batch.items() if name != "labels"}
+        loss_dict = model(**given, **arguments).loss_dict or {}
     if bad:
         return f"the output of {bad[0]}"
     for name, value in loss_dict.items():

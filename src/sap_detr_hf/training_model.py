@@ -36,7 +36,6 @@ def build_model(settings: TrainingSettings, data: DetectionData) -> PreTrainedMo
 
         load_backbone_weights(model, settings.backbone_weights)
     freeze_parameters(model, settings.freeze)
-    freeze_unreached(model)
     if settings.channels_last:
         nn.Module.to(model, memory_format=torch.channels_last)
     if settings.gradient_checkpointing:
@@ -51,10 +50,16 @@ def freeze_unreached(model: PreTrainedModel):
 
     Such are a backbone's stages behind the one that is used or, without auxiliary losses, the first layer's class
     head. Several processes would wait for their gradients for ever (or refuse to run).
+
+    Args:
+        model: on the device it will be trained on, on all processes: losses add up their boxes over the processes,
+            which NCCL can do on GPUs alone.
     """
-    label = {"class_labels": torch.zeros(1, dtype=torch.long), "boxes": torch.full((1, 4), 0.5)}
+    device = model.device
+    label = {"class_labels": torch.zeros(1, dtype=torch.long, device=device)}
+    label["boxes"] = torch.full((1, 4), 0.5, device=device)
     with evaluation_mode(model):  # BatchNorm statistics and random states stay as they are
-        model(pixel_values=torch.zeros(1, 3, 128, 128), labels=[label]).loss.backward()
+        model(pixel_values=torch.zeros(1, 3, 128, 128, device=device), labels=[label]).loss.backward()
     for parameter in model.parameters():
         if parameter.grad is None:
             parameter.requires_grad_(False)

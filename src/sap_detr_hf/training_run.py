@@ -38,7 +38,7 @@ from .process_agreement import on_main_process, together
 from .schedule import build_optimizer, build_scheduler
 from .training_batches import ProcessBatchSampler, TrainingBatches
 from .training_compilation import compile_transformer
-from .training_model import build_image_processor, build_model
+from .training_model import build_image_processor, build_model, freeze_unreached
 from .training_progress import TrainingProgress
 from .training_settings import TrainingSettings
 
@@ -210,6 +210,7 @@ def prepare_run(settings: TrainingSettings, accelerator: Accelerator) -> Trainin
     steps_per_epoch = batches.sampler.steps_per_epoch
     total_steps = min(settings.epochs * steps_per_epoch, settings.max_steps or sys.maxsize)
     model.to(accelerator.device)
+    freeze_unreached(model)
     ema = average_weights(model, settings.ema_decay) if settings.ema_decay else None
     if settings.compile:
         compile_transformer(model)
@@ -259,6 +260,9 @@ def build_accelerator(settings: TrainingSettings) -> Accelerator:
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high" if settings.tf32 else "highest")
         torch.backends.cudnn.allow_tf32 = settings.tf32
+        # On H100 and H200 cuDNN's gradient with a mask can be NaN (pytorch/pytorch issue 196678), and it prepares
+        # itself anew for each size of image.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     return accelerator
 
 

@@ -1,5 +1,6 @@
 """Whether the loader keeps up with the model: images a second of each alone, on the run that settings describe."""
 
+import statistics
 import time
 from contextlib import closing
 from typing import Any
@@ -63,12 +64,12 @@ def _measure(settings: TrainingSettings) -> dict[str, Any]:
 
 
 def _seconds_of_a_step(run: TrainingRun, batches: list[list[dict]]) -> float:
-    started = 0.0
-    for number, loaded in enumerate(batches):
-        if number == 1:
-            started = time.perf_counter()
+    seconds = []
+    for loaded in batches:
+        started = time.perf_counter()
         boxes = sum(len(label["class_labels"]) for batch in loaded for label in batch["labels"])
         take_step(run, loaded, float(boxes))
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return (time.perf_counter() - started) / (len(batches) - 1)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds[1:])  # of which some may compile for a size of images that is new
