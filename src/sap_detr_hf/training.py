@@ -102,9 +102,8 @@ def sum_over_processes(run: TrainingRun, counts: list[int]) -> list[float]:
     """Each count's sum; a process that is alone does not wait for its GPU."""
     if run.accelerator.num_processes == 1:
         return [float(count) for count in counts]
-    return run.accelerator.reduce(
-        torch.tensor(counts, dtype=torch.float32, device=run.accelerator.device), "sum"
-    ).tolist()
+    here = torch.tensor(counts, dtype=torch.float32, device=run.accelerator.device)
+    return run.accelerator.reduce(here, "sum").tolist()
 
 
 def take_step(run: TrainingRun, batches: list[dict], total_boxes: float) -> dict[str, float]:
@@ -161,11 +160,11 @@ def agree_on_values(
 def explain_failure(run: TrainingRun, bad_here: bool, batches: list[dict], arguments: dict) -> str:
     """What the processes found, as one message for all."""
     finding = None
+    # A loss that is not told its boxes adds them up over all processes, of which only some come here.
+    with_loss = run.takes_num_boxes or run.accelerator.num_processes == 1
     if bad_here:
         for batch in batches:
-            # Losses that are not told their boxes add them up over all processes, of which this one is alone here.
-            alone = run.takes_num_boxes or run.accelerator.num_processes == 1
-            name = first_bad_tensor(run.plain_model, batch, with_loss=alone, **arguments)
+            name = first_bad_tensor(run.plain_model, batch, with_loss=with_loss, **arguments)
             images = ", ".join(str(int(label["image_id"])) for label in batch["labels"])
             finding = f"process {run.accelerator.process_index}, images {images}: {name}"
             if not name.startswith("not found"):
