@@ -10,8 +10,9 @@ from project_scripts import load_script
 from script_options import check_options
 from tiny_model import tiny_model
 
-from sap_detr_hf import SapDetrImageProcessorPil, loss_sap_detr
+from sap_detr_hf import SapDetrImageProcessorPil
 from sap_detr_hf.explanation import explain_detection, explain_matching
+from sap_detr_hf.model import loss as loss_sap_detr
 from sap_detr_hf.salient_detection import detect_with_points
 
 pytest.importorskip("matplotlib")

@@ -1,7 +1,7 @@
 """Speed and memory, compared in one run: cases take turns, round after round, and ratios are of the same round."""
 
 import multiprocessing
-import resource
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -186,7 +186,7 @@ def _finish(device: str) -> None:
 
 
 def _resident_mib() -> float:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def _peak_resident_mib() -> float:

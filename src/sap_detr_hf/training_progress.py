@@ -4,16 +4,21 @@
 import json
 import math
 import os
-import resource
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
 from .training_settings import TrainingSettings
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 METRICS_FILE = "metrics.jsonl"
 # Without a drawn bar: the values need the line
@@ -105,6 +110,9 @@ def memory_gib(device: torch.device) -> float:
     """Largest memory so far: of the GPU where there is one, else of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
+    if resource is None:
+        memory = psutil.Process().memory_info()
+        return getattr(memory, "peak_wset", memory.rss) / 2**30
     kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return kibibytes / (2**30 if sys.platform == "darwin" else 2**20)
 

@@ -1,0 +1,1 @@
+"""The model: exactly the files that travel with it to the Hub."""
