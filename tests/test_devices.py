@@ -11,8 +11,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sap_detr_hf import loss_sap_detr
 from sap_detr_hf.gaussian_forms import gaussian_form
+from sap_detr_hf.model import loss as loss_sap_detr
 
 
 class Copies(TorchDispatchMode):

@@ -7,8 +7,8 @@ from tiny_model import TINY_BACKBONE, tiny_inputs, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoBackbone, ResNetConfig
 
-from sap_detr_hf.backbone_sap_detr import fold_batch_norm
-from sap_detr_hf.fused_convolution_sap_detr import fuse_convolutions
+from sap_detr_hf.model.backbone import fold_batch_norm
+from sap_detr_hf.model.fused_convolution import fuse_convolutions
 
 ALL_MAPS = ["stem", "stage1", "stage2", "stage3", "stage4"]
 

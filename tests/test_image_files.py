@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from sap_detr_hf.image_files import ImageFileError, open_image, to_rgb, upright_size
+from sap_detr_hf.model.image_files import ImageFileError, open_image, to_rgb, upright_size
 
 ORIENTATION = 0x0112
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)

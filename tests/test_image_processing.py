@@ -13,12 +13,12 @@ from PIL import Image
 from transformers import AutoImageProcessor
 from transformers.utils import is_torchvision_available
 
-from sap_detr_hf.detection_processing_sap_detr import released_image_size
-from sap_detr_hf.image_files import ImageFileError
-from sap_detr_hf.image_processing_pil_sap_detr import SapDetrImageProcessorPil
+from sap_detr_hf.model.detection_processing import released_image_size
+from sap_detr_hf.model.image_files import ImageFileError
+from sap_detr_hf.model.image_processing_pil_sap_detr import SapDetrImageProcessorPil
 
 if is_torchvision_available():
-    from sap_detr_hf.image_processing_sap_detr import SapDetrImageProcessor
+    from sap_detr_hf.model.image_processing_sap_detr import SapDetrImageProcessor
 else:
     SapDetrImageProcessor = None
 
@@ -327,7 +327,7 @@ assert not hasattr(sap_detr_hf, "SapDetrImageProcessor")
 encoded = processor(sys.argv[1] + "/photo.png", return_tensors="pt")
 assert encoded.pixel_values.shape == (1, 3, 48, 64), encoded.pixel_values.shape
 try:
-    import sap_detr_hf.image_processing_sap_detr
+    import sap_detr_hf.model.image_processing_sap_detr
 except ImportError:
     print("ok")
 """

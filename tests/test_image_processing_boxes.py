@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_image_processing import SMALL, both_backends, photograph, target
 
-from sap_detr_hf.image_processing_pil_sap_detr import SapDetrImageProcessorPil
+from sap_detr_hf.model.image_processing_pil_sap_detr import SapDetrImageProcessorPil
 
 # --- annotations ---
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny_model import tiny_config, tiny_inputs, tiny_labels, tiny_model
 
-from sap_detr_hf.loss_sap_detr import (
+from sap_detr_hf.model.loss import (
     LayerPredictions,
     corners_from_boxes,
     iou_and_giou,

@@ -11,7 +11,7 @@ from project_scripts import load_script
 from tiny_model import tiny_config, tiny_model
 
 from sap_detr_hf import SapDetrConfig, SapDetrImageProcessorPil
-from sap_detr_hf.configuration_sap_detr import PUBLISHED_VARIANTS
+from sap_detr_hf.model.configuration_sap_detr import PUBLISHED_VARIANTS
 from sap_detr_hf.model_card import (
     RECIPE,
     REPO_ID,

@@ -9,8 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sap_detr_hf import SapDetrConfig, SapDetrForObjectDetection, SapDetrModel
-from sap_detr_hf.backbone_sap_detr import SapDetrFrozenBatchNorm2d
-from sap_detr_hf.salient_points_sap_detr import grid_logits
+from sap_detr_hf.model.backbone import SapDetrFrozenBatchNorm2d
+from sap_detr_hf.model.salient_points import grid_logits
 
 OUTPUTS = ("logits", "pred_boxes", "pred_points", "pred_objectness")
 

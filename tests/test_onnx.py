@@ -22,7 +22,7 @@ from torch.export import Dim
 
 from sap_detr_hf import SapDetrForObjectDetection, SapDetrImageProcessorPil, onnx_export
 from sap_detr_hf.digits import make_digits
-from sap_detr_hf.image_files import open_image
+from sap_detr_hf.model.image_files import open_image
 from sap_detr_hf.onnx_evaluation import evaluate_exported, result_table
 from sap_detr_hf.onnx_export import (
     INPUT_NAMES,

@@ -7,8 +7,8 @@ from torch import nn
 from transformers import AutoModelForObjectDetection, TimmBackboneConfig
 
 from sap_detr_hf import SapDetrConfig, SapDetrForObjectDetection, SapDetrModel
-from sap_detr_hf.backbone_sap_detr import SapDetrFrozenBatchNorm2d
-from sap_detr_hf.fused_convolution_sap_detr import SapDetrFusedBlock
+from sap_detr_hf.model.backbone import SapDetrFrozenBatchNorm2d
+from sap_detr_hf.model.fused_convolution import SapDetrFusedBlock
 
 OUTPUTS = ("logits", "pred_boxes", "pred_points", "pred_objectness")
 

@@ -21,7 +21,7 @@ from sap_detr_hf import SapDetrImageProcessorPil
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "sap_detr_hf"
-MODULES = ["sap_detr_hf", *(f"sap_detr_hf.{module.name}" for module in pkgutil.iter_modules(sap_detr_hf.__path__))]
+MODULES = ["sap_detr_hf", *(module.name for module in pkgutil.walk_packages(sap_detr_hf.__path__, "sap_detr_hf."))]
 PREDICT = """
 import sys
 from pathlib import Path

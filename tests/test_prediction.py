@@ -17,7 +17,7 @@ from tiny_model import tiny_model
 from transformers import pipeline
 
 from sap_detr_hf import SapDetrImageProcessorPil, prediction_sources
-from sap_detr_hf.image_files import open_image
+from sap_detr_hf.model.image_files import open_image
 from sap_detr_hf.prediction import PredictionSettings, Predictor, load_detector
 from sap_detr_hf.prediction_results import PredictionResults
 from sap_detr_hf.prediction_sources import InputImage

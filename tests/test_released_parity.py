@@ -12,7 +12,7 @@ from released_reference import (
     reference_model,
 )
 
-import sap_detr_hf.loss_sap_detr as loss_module
+import sap_detr_hf.model.loss as loss_module
 from sap_detr_hf import SapDetrImageProcessorPil
 from sap_detr_hf.released_names import released_name, shared_source
 

@@ -9,9 +9,9 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES, MODEL_MAPPING_NAMES
 from transformers.utils import is_torchvision_available
 
-from .configuration_sap_detr import SapDetrConfig
-from .image_processing_pil_sap_detr import SapDetrImageProcessorPil
-from .modeling_sap_detr import SapDetrForObjectDetection, SapDetrModel, SapDetrPreTrainedModel
+from .model.configuration_sap_detr import SapDetrConfig
+from .model.image_processing_pil_sap_detr import SapDetrImageProcessorPil
+from .model.modeling_sap_detr import SapDetrForObjectDetection, SapDetrModel, SapDetrPreTrainedModel
 
 __all__ = [
     "SapDetrConfig",
@@ -23,7 +23,7 @@ __all__ = [
 
 _image_processors: dict[str, type] = {"pil": SapDetrImageProcessorPil}
 if is_torchvision_available():
-    from .image_processing_sap_detr import SapDetrImageProcessor
+    from .model.image_processing_sap_detr import SapDetrImageProcessor
 
     _image_processors["torchvision"] = SapDetrImageProcessor
     __all__ += ["SapDetrImageProcessor"]

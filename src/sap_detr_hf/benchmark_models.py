@@ -14,9 +14,9 @@ from transformers import (
     PreTrainedModel,
 )
 
-from .configuration_sap_detr import PUBLISHED_VARIANTS, R50_BACKBONE, SapDetrConfig
 from .gaussian_forms import GAUSSIAN_FORMS, gaussian_form
-from .modeling_sap_detr import SapDetrForObjectDetection
+from .model.configuration_sap_detr import PUBLISHED_VARIANTS, R50_BACKBONE, SapDetrConfig
+from .model.modeling_sap_detr import SapDetrForObjectDetection
 from .released_form import released_form
 from .training_compilation import allow_compilations
 

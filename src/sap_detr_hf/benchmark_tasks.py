@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 import sap_detr_hf
 
 from .benchmark_models import box_labels, build_model, image_batch
-from .loss_sap_detr import sap_detr_loss
+from .model.loss import sap_detr_loss
 from .pretrained import AUTOCAST_DTYPES
 from .training_compilation import compile_transformer
 

@@ -35,13 +35,13 @@ from transformers import (
 
 from .backbone_weights import load_backbone_weights
 from .checkpoints import save_model_directory
-from .configuration_sap_detr import SapDetrConfig
 from .demo import packaged_backbone
 from .detection_data import DetectionData
 from .evaluation_report import write_results
 from .markdown_table import markdown_table
 from .measuring_machine import hardware_name, software_versions
-from .modeling_sap_detr import SapDetrForObjectDetection
+from .model.configuration_sap_detr import SapDetrConfig
+from .model.modeling_sap_detr import SapDetrForObjectDetection
 from .training import train
 from .training_model import build_image_processor
 from .training_progress import METRICS_FILE

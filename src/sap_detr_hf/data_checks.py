@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from tqdm import tqdm
 
 from .detection_data import DetectionData, image_name, image_source
-from .image_files import open_image, upright_size
+from .model.image_files import open_image, upright_size
 
 # kind -> whether training cannot be right with it ("error") or copes with it ("warning": what it does about it).
 ERRORS = {

@@ -15,9 +15,9 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 from .augmentation import Augmentation, Target, sample_randomness, sanitize
-from .coco_labels import COCO_ID2LABEL
 from .detection_sources import find_coco_files, read_coco, read_columns
-from .image_files import open_image
+from .model.coco_labels import COCO_ID2LABEL
+from .model.image_files import open_image
 
 
 @dataclass

@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 
 from .evaluation_mode import evaluation_mode
-from .loss_sap_detr import LayerPredictions, match_queries, pad_targets
-from .modeling_sap_detr import SapDetrForObjectDetection
+from .model.loss import LayerPredictions, match_queries, pad_targets
+from .model.modeling_sap_detr import SapDetrForObjectDetection
 from .salient_detection import SalientDetections, label_name, salient_detections
 
 

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from .coco_labels import COCO_CATEGORIES
-from .configuration_sap_detr import PUBLISHED_VARIANTS, SapDetrConfig
 from .markdown_table import markdown_table
-from .modeling_sap_detr import SapDetrForObjectDetection
+from .model.coco_labels import COCO_CATEGORIES
+from .model.configuration_sap_detr import PUBLISHED_VARIANTS, SapDetrConfig
+from .model.modeling_sap_detr import SapDetrForObjectDetection
 from .pretrained import needs_timm
 from .training_settings import TrainingSettings
 
@@ -335,7 +335,7 @@ each detection's salient point:
 
 ```python
 import sap_detr_hf  # registers the model with transformers
-from sap_detr_hf.image_files import open_image
+from sap_detr_hf.model.image_files import open_image
 from sap_detr_hf.salient_detection import detect_with_points
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 

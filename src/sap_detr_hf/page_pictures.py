@@ -13,7 +13,7 @@ from PIL import Image
 from .drawing import draw_detections
 from .explanation import explain_detection
 from .explanation_figures import blend_heat, heat_over_image
-from .image_files import ImageFileError, open_image, upright_size
+from .model.image_files import ImageFileError, open_image, upright_size
 from .prediction_results import readable_detections
 from .salient_detection import SalientDetections, detect_with_points
 

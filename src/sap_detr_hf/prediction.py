@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from .modeling_sap_detr import SapDetrForObjectDetection
+from .model.modeling_sap_detr import SapDetrForObjectDetection
 from .prediction_results import FILES, PICTURES, PredictionResults
 from .prediction_sources import InputImage, InputImages
 from .pretrained import AUTOCAST_DTYPES, check_device_and_dtype, load_pretrained

@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 from PIL import Image
 
-from .image_files import IMAGE_FORMATS, ImageFileError, open_image
+from .model.image_files import IMAGE_FORMATS, ImageFileError, open_image
 from .prediction_downloads import MAX_BYTES, TIMEOUT, download, is_url
 from .prediction_videos import VIDEO_SUFFIXES, count_frames, require_decoder, video_frames
 

@@ -25,9 +25,9 @@ from PIL import Image
 from safetensors import SafetensorError
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-from .configuration_sap_detr import SapDetrConfig
+from .model.configuration_sap_detr import SapDetrConfig
+from .model.modeling_sap_detr import SapDetrForObjectDetection
 from .model_card import CONVERTED_TAG, RELEASED_LICENSE, REPO_ID, CardSources, check_card, model_card, read_results
-from .modeling_sap_detr import SapDetrForObjectDetection
 from .remote_code import remote_code_contents
 from .training_settings import TrainingSettings, read_recipe
 

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from . import digits
-from .configuration_sap_detr import PUBLISHED_VARIANTS, SapDetrConfig
+from .model.configuration_sap_detr import PUBLISHED_VARIANTS, SapDetrConfig
 from .model_card import ABSOLUTE_PATH, CardSources, card_of_converted, model_card, read_results
 from .training_settings import TrainingSettings, read_recipe
 

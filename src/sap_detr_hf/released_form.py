@@ -6,7 +6,7 @@ parts of d / H per head, and attention weights are materialised.
 
 import torch
 
-from .modeling_sap_detr import SapDetrCrossAttention, SapDetrForObjectDetection, SapDetrSideDirectedGaussian
+from .model.modeling_sap_detr import SapDetrCrossAttention, SapDetrForObjectDetection, SapDetrSideDirectedGaussian
 
 
 class MaterialisedGaussian(SapDetrSideDirectedGaussian):

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from .configuration_sap_detr import SapDetrConfig
+from .model.configuration_sap_detr import SapDetrConfig
 from .whole_file import whole_file
 
 # What the Auto classes of transformers are told; `AutoImageProcessor` takes the backend that the machine has.
@@ -26,7 +26,7 @@ IMAGE_PROCESSOR_AUTO_MAP = {
 
 def code_files() -> list[Path]:
     """The package's files that the Auto classes name and, by transformers' own reading, all that these import."""
-    package = Path(__file__).parent
+    package = Path(__file__).parent / "model"
     references = [*CONFIG_AUTO_MAP.values(), *IMAGE_PROCESSOR_AUTO_MAP["AutoImageProcessor"].values()]
     entries = {package / f"{reference.split('.')[0]}.py" for reference in references}
     imported = {Path(file) for entry in entries for file in get_relative_import_files(entry)}

@@ -8,11 +8,11 @@ from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
-from .configuration_sap_detr import SapDetrConfig
 from .detection_data import DetectionData, check_categories
 from .evaluation_mode import evaluation_mode
-from .image_processing_sap_detr import SapDetrImageProcessor
-from .modeling_sap_detr import SapDetrForObjectDetection
+from .model.configuration_sap_detr import SapDetrConfig
+from .model.image_processing_sap_detr import SapDetrImageProcessor
+from .model.modeling_sap_detr import SapDetrForObjectDetection
 from .pretrained import readable_model
 from .schedule import freeze_parameters
 from .training_settings import TrainingSettings

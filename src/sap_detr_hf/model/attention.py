@@ -9,7 +9,7 @@ from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_sap_detr import SapDetrConfig
-from .initialisation_sap_detr import initialised
+from .initialization import initialised
 
 
 def eager_attention_forward(

@@ -10,7 +10,7 @@ from transformers import AutoBackbone
 from transformers.utils import is_tracing
 
 from .configuration_sap_detr import SapDetrConfig
-from .fused_convolution_sap_detr import fuse_convolutions
+from .fused_convolution import fuse_convolutions
 
 
 class SapDetrFrozenBatchNorm2d(nn.Module):

@@ -3,7 +3,7 @@
 import numpy as np
 from transformers.models.deformable_detr.image_processing_pil_deformable_detr import DeformableDetrImageProcessorPil
 
-from .detection_processing_sap_detr import SapDetrDetectionProcessing, SapDetrImageProcessorKwargs
+from .detection_processing import SapDetrDetectionProcessing, SapDetrImageProcessorKwargs
 
 
 class SapDetrImageProcessorPil(SapDetrDetectionProcessing, DeformableDetrImageProcessorPil):

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from transformers.models.deformable_detr.image_processing_deformable_detr import DeformableDetrImageProcessor
 
-from .detection_processing_sap_detr import SapDetrDetectionProcessing, SapDetrImageProcessorKwargs
+from .detection_processing import SapDetrDetectionProcessing, SapDetrImageProcessorKwargs
 
 
 class SapDetrImageProcessor(SapDetrDetectionProcessing, DeformableDetrImageProcessor):  # type: ignore[misc]

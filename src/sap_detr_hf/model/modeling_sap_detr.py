@@ -23,14 +23,14 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .attention_sap_detr import SapDetrAttentionBase
-from .backbone_sap_detr import SapDetrFrozenBatchNorm2d, build_backbone, fold_batch_norm, freeze_stages
+from .attention import SapDetrAttentionBase
+from .backbone import SapDetrFrozenBatchNorm2d, build_backbone, fold_batch_norm, freeze_stages
 from .configuration_sap_detr import SapDetrConfig
-from .fused_convolution_sap_detr import fuse_convolutions
-from .initialisation_sap_detr import apply_init_rule, initialised
-from .loss_sap_detr import sap_detr_loss
-from .outputs_sap_detr import SapDetrDecoderOutput, SapDetrModelOutput, SapDetrObjectDetectionOutput
-from .salient_points_sap_detr import (
+from .fused_convolution import fuse_convolutions
+from .initialization import apply_init_rule, initialised
+from .loss import sap_detr_loss
+from .outputs import SapDetrDecoderOutput, SapDetrModelOutput, SapDetrObjectDetectionOutput
+from .salient_points import (
     SapDetrQueryContent,
     SapDetrQuerySides,
     SapDetrReferencePoints,

@@ -6,7 +6,7 @@ from torch import nn
 from transformers import initialization as init
 
 from .configuration_sap_detr import SapDetrConfig
-from .initialisation_sap_detr import initialised
+from .initialization import initialised
 
 LOGIT_EPS = 1e-3  # the released code's clamp; it moves a point on the image's edge to 0.000999
 CONTENT_NORM_GROUPS = 32
