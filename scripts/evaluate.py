@@ -12,8 +12,8 @@ import shlex
 import sys
 
 from sap_detr_hf.detection_mistakes import MATCH_IOU
+from sap_detr_hf.distributed import end_processes
 from sap_detr_hf.evaluation_report import EvaluationSettings, class_table, evaluate_model, metrics_table
-from sap_detr_hf.process_agreement import end_processes
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
 def _draw(arguments: argparse.Namespace) -> int:
     # After the arguments, so that --help answers at once
     from sap_detr_hf.drawing import contact_sheet, draw_sample
-    from sap_detr_hf.result_folder import prepare_folder
+    from sap_detr_hf.files import prepare_folder
 
     rows, data, image_processor = _samples(arguments)
     earlier = [path.name for path in arguments.output.glob("[0-9]*_image_id_*.png")]

@@ -8,7 +8,7 @@ from tiny_model import tiny_inputs, tiny_labels, tiny_model
 from torch import distributed, nn
 from torch._dynamo.utils import counters
 
-from sap_detr_hf.process_agreement import end_processes
+from sap_detr_hf.distributed import end_processes
 from sap_detr_hf.training_compilation import compile_transformer
 
 SIZES = [((96, 128), (64, 96)), ((128, 160), (128, 160)), ((80, 64), (64, 64)), ((96, 224), (96, 200))]

@@ -502,7 +502,7 @@ from accelerate import Accelerator
 from sap_detr_hf import SapDetrForObjectDetection, SapDetrImageProcessor
 from sap_detr_hf.detection_data import load_detection_data
 from sap_detr_hf.evaluation import evaluate_detections, ground_truth
-from sap_detr_hf.process_agreement import end_processes
+from sap_detr_hf.distributed import end_processes
 
 model_dir, coco_dir = sys.argv[1:]
 accelerator = Accelerator(cpu=True)

@@ -182,7 +182,7 @@ TWO_PROCESSES = """
 import sys, torch
 from accelerate import Accelerator
 from torch.nn.parallel import DistributedDataParallel
-from sap_detr_hf.process_agreement import end_processes
+from sap_detr_hf.distributed import end_processes
 from tiny_model import tiny_inputs, tiny_labels, tiny_model
 accelerator = Accelerator(cpu=True)
 rank = accelerator.process_index

@@ -5,7 +5,7 @@ import torch
 from tiny_training import TINY_MODEL
 
 from sap_detr_hf import SapDetrConfig, SapDetrForObjectDetection
-from sap_detr_hf.process_agreement import one_sentence
+from sap_detr_hf.distributed import one_sentence
 from sap_detr_hf.training_failure import first_bad_tensor
 
 

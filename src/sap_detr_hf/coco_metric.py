@@ -16,7 +16,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval, Params
 
-from .whole_file import whole_file
+from .files import whole_file
 
 # The 12 numbers in the order of COCOeval.stats.
 METRIC_NAMES = (

@@ -37,9 +37,9 @@ from .backbone_weights import load_backbone_weights
 from .checkpoints import save_model_directory
 from .demo import packaged_backbone
 from .detection_data import DetectionData
+from .environment import hardware_name, software_versions
 from .evaluation_report import write_results
 from .markdown_table import markdown_table
-from .measuring_machine import hardware_name, software_versions
 from .model.configuration_sap_detr import SapDetrConfig
 from .model.modeling_sap_detr import SapDetrForObjectDetection
 from .training import train

@@ -18,9 +18,9 @@ from tqdm.auto import tqdm
 
 from .coco_metric import CocoMetric, CocoResult, GroundTruth
 from .detection_data import DetectionData, collate, image_name, open_row_image
+from .distributed import together
 from .evaluation_mode import evaluation_mode
 from .model.detection_processing import released_image_size
-from .process_agreement import together
 
 # Predictions are gathered after about this many images of each process: bounds what is in flight (8 kB an image).
 IMAGES_PER_GATHER = 64

@@ -17,14 +17,13 @@ from PIL import Image
 from .coco_metric import METRIC_NAMES, CocoMetric
 from .detection_data import DetectionData, check_categories, load_detection_data, open_row_image
 from .detection_mistakes import MATCH_IOU, ThresholdCurve, count_mistakes, threshold_curve
+from .distributed import on_main_process, together
 from .drawing import contact_sheet, draw_detections
+from .environment import hardware_name, software_versions, tf32_settings
 from .evaluation import Evaluation, evaluate_detections, ground_truth
+from .files import prepare_folder, whole_file
 from .markdown_table import markdown_table
-from .measuring_machine import hardware_name, software_versions, tf32_settings
 from .pretrained import AUTOCAST_DTYPES, check_device_and_dtype, load_pretrained
-from .process_agreement import on_main_process, together
-from .result_folder import prepare_folder
-from .whole_file import whole_file
 
 TABLE_COLUMNS = ("boxes", "AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR100")
 RECALLS = np.linspace(0, 1, 101)

@@ -15,10 +15,10 @@ from .explanation_figures import (
     draw_reference_points,
     draw_sides,
 )
+from .files import prepare_folder
 from .prediction import load_detector
 from .prediction_sources import InputImages
 from .pretrained import check_device_and_dtype
-from .result_folder import prepare_folder
 
 FIGURES = {
     "explanation.png": draw_explanation,

@@ -4,8 +4,8 @@ import logging
 import os
 from pathlib import Path
 
+from .files import whole_file
 from .onnx_session import open_session
-from .whole_file import whole_file
 
 
 def quantize_int8(path: str | Path, int8_path: str | Path) -> None:

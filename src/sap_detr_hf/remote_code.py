@@ -7,8 +7,8 @@ from typing import Any
 
 from transformers.dynamic_module_utils import get_relative_import_files
 
+from .files import whole_file
 from .model.configuration_sap_detr import SapDetrConfig
-from .whole_file import whole_file
 
 # What the Auto classes of transformers are told; `AutoImageProcessor` takes the backend that the machine has.
 CONFIG_AUTO_MAP = {

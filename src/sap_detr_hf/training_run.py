@@ -32,9 +32,9 @@ from .checkpoints import (
 from .coco_metric import GroundTruth
 from .data_checks import cheap_checks
 from .detection_data import DetectionData, DetectionRows, check_categories, load_detection_data
+from .distributed import on_main_process, together
 from .evaluation import ground_truth
 from .model_ema import average_weights
-from .process_agreement import on_main_process, together
 from .schedule import build_optimizer, build_scheduler
 from .training_batches import ProcessBatchSampler, TrainingBatches
 from .training_compilation import compile_transformer

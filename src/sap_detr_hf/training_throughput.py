@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from .measuring_machine import hardware_name, software_versions
-from .process_agreement import end_processes
+from .distributed import end_processes
+from .environment import hardware_name, software_versions
 from .training import take_step
 from .training_run import TrainingRun, build_accelerator, prepare_run
 from .training_settings import TrainingSettings

@@ -1,12 +1,33 @@
-"""The folder that a command writes its results to: never over those of an earlier run unless told to."""
+"""Files that appear when they are complete, and the folder that a command writes its results to."""
 
+import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+
+SUFFIX = ".partial"
+
+
+@contextmanager
+def whole_file(path: str | os.PathLike) -> Iterator[Path]:
+    """Gives a path beside `path` to write to and renames it to `path` at the end; after an error `path` is as before.
+
+    A killed process leaves a file whose name ends in `SUFFIX`.
+    """
+    path = Path(path)
+    aside = path.with_name(f"{path.name}{SUFFIX}")
+    try:
+        yield aside
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def prepare_folder(output: Path, overwrite: bool, results: Sequence[str]) -> None:
-    """Make the folder; with `overwrite`, remove what an earlier run left there, and nothing else.
+    """Make a result folder, never over an earlier run unless told to.
+
+    With `overwrite`, remove what an earlier run left there, and nothing else.
 
     Args:
         output: the folder.

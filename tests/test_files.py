@@ -1,6 +1,6 @@
 import pytest
 
-from sap_detr_hf.whole_file import whole_file
+from sap_detr_hf.files import whole_file
 
 
 def test_file_appears_when_it_is_complete(tmp_path):
