@@ -103,7 +103,7 @@ def _problem(args: argparse.Namespace) -> str | None:
 def _groups(args: argparse.Namespace) -> list[list]:
     """The cases to compare; those of one group take turns."""
     from sap_detr_hf.benchmark_tasks import Case
-    from sap_detr_hf.pretrained import AUTOCAST_DTYPES
+    from sap_detr_hf.weights.pretrained import AUTOCAST_DTYPES
 
     dtypes = args.dtypes or ["float32"]
     wrong = [dtype for dtype in dtypes if dtype not in AUTOCAST_DTYPES]

@@ -14,7 +14,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--variant", choices=VARIANTS, help="where the checkpoint has no `args`")
     parser.add_argument("--verify", action="store_true", help="reload, compare every tensor, run a forward pass")
     args = parser.parse_args(argv)
-    from sap_detr_hf.convert_checkpoint import convert_checkpoint  # after the arguments, so that --help answers at once
+    from sap_detr_hf.weights.convert import convert_checkpoint  # after the arguments, so that --help answers at once
 
     try:
         model = convert_checkpoint(args.checkpoint, args.output_dir, args.variant, args.verify)

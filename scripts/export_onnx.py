@@ -19,7 +19,7 @@ def main(argv: list[str] | None = None) -> int:
     # after the arguments, so that --help answers at once
     from sap_detr_hf.onnx_export import TOLERANCE, ExportError, compare_with_torch, difference_table, export_onnx
     from sap_detr_hf.onnx_quantization import quantize_int8
-    from sap_detr_hf.pretrained import load_pretrained
+    from sap_detr_hf.weights.pretrained import load_pretrained
 
     try:
         model, image_processor = load_pretrained(args.model)

@@ -60,7 +60,7 @@ def _samples(arguments: argparse.Namespace) -> tuple[Any, Any, Any]:
     from sap_detr_hf import SapDetrImageProcessorPil
     from sap_detr_hf.augmentation import make_augmentation
     from sap_detr_hf.detection_data import DetectionRows, load_detection_data
-    from sap_detr_hf.pretrained import readable_model
+    from sap_detr_hf.weights.pretrained import readable_model
 
     image_processor: Any = SapDetrImageProcessorPil()
     if arguments.model:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from sap_detr_hf import SapDetrConfig, SapDetrForObjectDetection
-from sap_detr_hf.convert_checkpoint import convert_state_dict
+from sap_detr_hf.weights.convert import convert_state_dict
 
 DIRECTORY = Path(__file__).parent / "reference"
 VARIANT_OF = {

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 from tiny_model import tiny_inputs, tiny_model
 
-from sap_detr_hf.backbone_weights import load_backbone_weights
+from sap_detr_hf.weights.backbone import load_backbone_weights
 
 torchvision = pytest.importorskip("torchvision")
 

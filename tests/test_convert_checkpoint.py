@@ -14,14 +14,14 @@ from project_scripts import load_script
 from released_reference import DIRECTORY, outputs, reference_inputs, released_state_dict
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
-from sap_detr_hf.convert_checkpoint import (
+from sap_detr_hf.model.configuration_sap_detr import PUBLISHED_VARIANTS
+from sap_detr_hf.weights.convert import (
     CheckpointError,
     config_of_checkpoint,
     convert_checkpoint,
     convert_state_dict,
     read_checkpoint,
 )
-from sap_detr_hf.model.configuration_sap_detr import PUBLISHED_VARIANTS
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "convert_checkpoint.py"
 ARGS = json.loads((DIRECTORY / "args_resnet50.json").read_text())

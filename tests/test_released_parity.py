@@ -14,7 +14,7 @@ from released_reference import (
 
 import sap_detr_hf.model.loss as loss_module
 from sap_detr_hf import SapDetrImageProcessorPil
-from sap_detr_hf.released_names import released_name, shared_source
+from sap_detr_hf.weights.released_names import released_name, shared_source
 
 NAMES = list(VARIANT_OF)
 

@@ -14,7 +14,7 @@ import torch
 from .benchmark_models import count_cost, count_training_products
 from .benchmark_tasks import TASKS, Case
 from .environment import hardware_name, memory_settings, software_versions, tf32_settings
-from .pretrained import AUTOCAST_DTYPES
+from .weights.pretrained import AUTOCAST_DTYPES
 
 WARM_UP_ROUNDS = 2
 COUNTED_TASKS = ("forward", "training")  # those with multiply-adds

@@ -14,8 +14,8 @@ import sap_detr_hf
 
 from .benchmark_models import box_labels, build_model, image_batch
 from .model.loss import sap_detr_loss
-from .pretrained import AUTOCAST_DTYPES
 from .training_compilation import compile_transformer
+from .weights.pretrained import AUTOCAST_DTYPES
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,6 @@ from transformers import (
     PreTrainedModel,
 )
 
-from .backbone_weights import load_backbone_weights
 from .checkpoints import save_model_directory
 from .demo import packaged_backbone
 from .detection_data import DetectionData
@@ -47,6 +46,7 @@ from .training_model import build_image_processor
 from .training_progress import METRICS_FILE
 from .training_run import load_data
 from .training_settings import TrainingSettings
+from .weights.backbone import load_backbone_weights
 
 # What every family has under the same name; `d_model` and the number of queries are named in the builders.
 SHARED_SIZES = ("encoder_layers", "encoder_ffn_dim", "encoder_attention_heads",

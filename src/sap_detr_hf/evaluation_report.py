@@ -23,7 +23,7 @@ from .environment import hardware_name, software_versions, tf32_settings
 from .evaluation import Evaluation, evaluate_detections, ground_truth
 from .files import prepare_folder, whole_file
 from .markdown_table import markdown_table
-from .pretrained import AUTOCAST_DTYPES, check_device_and_dtype, load_pretrained
+from .weights.pretrained import AUTOCAST_DTYPES, check_device_and_dtype, load_pretrained
 
 TABLE_COLUMNS = ("boxes", "AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR100")
 RECALLS = np.linspace(0, 1, 101)

@@ -18,7 +18,7 @@ from .explanation_figures import (
 from .files import prepare_folder
 from .prediction import load_detector
 from .prediction_sources import InputImages
-from .pretrained import check_device_and_dtype
+from .weights.pretrained import check_device_and_dtype
 
 FIGURES = {
     "explanation.png": draw_explanation,

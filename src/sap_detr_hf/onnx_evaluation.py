@@ -20,7 +20,7 @@ from .evaluation_report import check_images_exist
 from .markdown_table import markdown_table
 from .model.image_processing_pil_sap_detr import SapDetrImageProcessorPil
 from .onnx_session import OnnxDetector
-from .pretrained import load_pretrained
+from .weights.pretrained import load_pretrained
 
 SHOWN_METRICS = ("AP", "AP50", "AP75")
 

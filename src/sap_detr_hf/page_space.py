@@ -10,7 +10,7 @@ import gradio as gr
 
 from .page import TITLE, example_pictures
 from .prediction import load_detector
-from .pretrained import needs_timm
+from .weights.pretrained import needs_timm
 
 PACKAGE = Path(__file__).parent
 REQUIREMENTS = ("torch", "transformers", "scipy", "pillow", "numpy", "matplotlib", "gradio")

@@ -18,8 +18,8 @@ from .files import prepare_folder
 from .model.modeling_sap_detr import SapDetrForObjectDetection
 from .prediction_results import FILES, PICTURES, PredictionResults
 from .prediction_sources import InputImage, InputImages
-from .pretrained import AUTOCAST_DTYPES, check_device_and_dtype, load_pretrained
 from .salient_detection import SalientDetections, salient_detections
+from .weights.pretrained import AUTOCAST_DTYPES, check_device_and_dtype, load_pretrained
 
 CANDIDATES = 300  # best detections of an image that suppression chooses from, as many as in the released evaluation
 SHOWN_FAILURES = 20

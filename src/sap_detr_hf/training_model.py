@@ -13,9 +13,9 @@ from .evaluation_mode import evaluation_mode
 from .model.configuration_sap_detr import SapDetrConfig
 from .model.image_processing_sap_detr import SapDetrImageProcessor
 from .model.modeling_sap_detr import SapDetrForObjectDetection
-from .pretrained import readable_model
 from .schedule import freeze_parameters
 from .training_settings import TrainingSettings
+from .weights.pretrained import readable_model
 
 
 def build_model(settings: TrainingSettings, data: DetectionData) -> PreTrainedModel:
@@ -32,7 +32,7 @@ def build_model(settings: TrainingSettings, data: DetectionData) -> PreTrainedMo
     else:
         model = _model_to_fine_tune(settings, data)
     if settings.backbone_weights:
-        from .backbone_weights import load_backbone_weights
+        from .weights.backbone import load_backbone_weights
 
         load_backbone_weights(model, settings.backbone_weights)
     freeze_parameters(model, settings.freeze)

@@ -1,0 +1,1 @@
+"""Where weights come from: saved models, backbones, the authors' checkpoints."""
