@@ -53,8 +53,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _check(arguments: argparse.Namespace) -> tuple[dict, list[str], list[str]]:
     # After the arguments, so that --help answers at once
-    from sap_detr_hf.data_checks import category_conflicts, cheap_checks, full_checks
-    from sap_detr_hf.detection_data import check_categories, load_detection_data
+    from sap_detr_hf.data.checks import category_conflicts, cheap_checks, full_checks
+    from sap_detr_hf.data.dataset import check_categories, load_detection_data
     from sap_detr_hf.weights.pretrained import readable_model
 
     config = None

@@ -58,8 +58,8 @@ def _samples(arguments: argparse.Namespace) -> tuple[Any, Any, Any]:
     from transformers import AutoImageProcessor
 
     from sap_detr_hf import SapDetrImageProcessorPil
-    from sap_detr_hf.augmentation import make_augmentation
-    from sap_detr_hf.detection_data import DetectionRows, load_detection_data
+    from sap_detr_hf.data.augmentation import make_augmentation
+    from sap_detr_hf.data.dataset import DetectionRows, load_detection_data
     from sap_detr_hf.weights.pretrained import readable_model
 
     image_processor: Any = SapDetrImageProcessorPil()

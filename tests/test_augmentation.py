@@ -7,7 +7,7 @@ from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from sap_detr_hf.augmentation import (
+from sap_detr_hf.data.augmentation import (
     FlipAugmentation,
     ReleasedAugmentation,
     make_augmentation,

@@ -15,9 +15,10 @@ from PIL import Image
 from project_scripts import load_script
 from torchvision.transforms import v2
 
-from sap_detr_hf import SapDetrImageProcessorPil, detection_sources
-from sap_detr_hf.augmentation import make_augmentation
-from sap_detr_hf.detection_data import (
+from sap_detr_hf import SapDetrImageProcessorPil
+from sap_detr_hf.data import sources as detection_sources
+from sap_detr_hf.data.augmentation import make_augmentation
+from sap_detr_hf.data.dataset import (
     DetectionRows,
     DetectionStream,
     check_categories,

@@ -18,7 +18,7 @@ from transformers import ResNetConfig
 
 from sap_detr_hf import SapDetrConfig, SapDetrForObjectDetection, SapDetrImageProcessor
 from sap_detr_hf.coco_metric import METRIC_NAMES, CocoMetric, GroundTruth
-from sap_detr_hf.detection_data import load_detection_data
+from sap_detr_hf.data.dataset import load_detection_data
 from sap_detr_hf.detection_mistakes import count_mistakes, threshold_curve
 from sap_detr_hf.evaluation import EvaluationImages, evaluate_detections, ground_truth, plan_batches, processed_size
 from sap_detr_hf.evaluation_report import REPORT, plot_precision_recall, plot_thresholds
@@ -500,7 +500,7 @@ import json, sys
 import torch
 from accelerate import Accelerator
 from sap_detr_hf import SapDetrForObjectDetection, SapDetrImageProcessor
-from sap_detr_hf.detection_data import load_detection_data
+from sap_detr_hf.data.dataset import load_detection_data
 from sap_detr_hf.evaluation import evaluate_detections, ground_truth
 from sap_detr_hf.distributed import end_processes
 

@@ -6,7 +6,7 @@ from accelerate import PartialState
 from tiny_training import TINY_MODEL
 
 from sap_detr_hf import SapDetrImageProcessorPil
-from sap_detr_hf.detection_data import DetectionData
+from sap_detr_hf.data.dataset import DetectionData
 from sap_detr_hf.training_model import build_image_processor, build_model, freeze_unreached
 from sap_detr_hf.training_settings import TrainingSettings
 

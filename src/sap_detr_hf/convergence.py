@@ -34,8 +34,8 @@ from transformers import (
 )
 
 from .checkpoints import save_model_directory
+from .data.dataset import DetectionData
 from .demo import packaged_backbone
-from .detection_data import DetectionData
 from .environment import hardware_name, software_versions
 from .evaluation_report import write_results
 from .markdown_table import markdown_table

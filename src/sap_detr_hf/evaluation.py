@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from .coco_metric import CocoMetric, CocoResult, GroundTruth
-from .detection_data import DetectionData, collate, image_name, open_row_image
+from .data.dataset import DetectionData, collate, image_name, open_row_image
 from .distributed import together
 from .evaluation_mode import evaluation_mode
 from .model.detection_processing import released_image_size

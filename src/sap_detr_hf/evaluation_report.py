@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from .coco_metric import METRIC_NAMES, CocoMetric
-from .detection_data import DetectionData, check_categories, load_detection_data, open_row_image
+from .data.dataset import DetectionData, check_categories, load_detection_data, open_row_image
 from .detection_mistakes import MATCH_IOU, ThresholdCurve, count_mistakes, threshold_curve
 from .distributed import on_main_process, together
 from .drawing import contact_sheet, draw_detections

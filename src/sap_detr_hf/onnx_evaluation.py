@@ -13,7 +13,7 @@ from torch import nn
 from .benchmark import paired_seconds
 from .benchmark_models import image_batch
 from .coco_metric import METRIC_NAMES
-from .detection_data import DetectionData, check_categories, load_detection_data
+from .data.dataset import DetectionData, check_categories, load_detection_data
 from .environment import hardware_name, software_versions
 from .evaluation import evaluate_detections, ground_truth, processed_size
 from .evaluation_report import check_images_exist

@@ -196,7 +196,7 @@ def _open_listed(path: Path, entry: dict[str, Any]) -> Image.Image:
 def _coco_image_folder(path: Path) -> Path:
     """The folder of a COCO JSON's images at one of the places where `load_detection_data` looks."""
     try:
-        from .detection_sources import find_coco_files
+        from .data.sources import find_coco_files
     except ImportError as error:
         raise ImportError(
             f"Name the folder of the images of {path} (--images), or install what finds it: "

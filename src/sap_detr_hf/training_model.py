@@ -8,7 +8,7 @@ from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
-from .detection_data import DetectionData, check_categories
+from .data.dataset import DetectionData, check_categories
 from .evaluation_mode import evaluation_mode
 from .model.configuration_sap_detr import SapDetrConfig
 from .model.image_processing_sap_detr import SapDetrImageProcessor

@@ -18,7 +18,6 @@ from torch.optim.swa_utils import AveragedModel
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
-from .augmentation import make_augmentation
 from .checkpoints import (
     CheckpointError,
     CheckpointFolder,
@@ -30,8 +29,9 @@ from .checkpoints import (
     write_atomically,
 )
 from .coco_metric import GroundTruth
-from .data_checks import cheap_checks
-from .detection_data import DetectionData, DetectionRows, check_categories, load_detection_data
+from .data.augmentation import make_augmentation
+from .data.checks import cheap_checks
+from .data.dataset import DetectionData, DetectionRows, check_categories, load_detection_data
 from .distributed import on_main_process, together
 from .evaluation import ground_truth
 from .model_ema import average_weights

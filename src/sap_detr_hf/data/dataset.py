@@ -14,10 +14,10 @@ import torch
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
+from ..model.coco_labels import COCO_ID2LABEL
+from ..model.image_files import open_image
 from .augmentation import Augmentation, Target, sample_randomness, sanitize
-from .detection_sources import find_coco_files, read_coco, read_columns
-from .model.coco_labels import COCO_ID2LABEL
-from .model.image_files import open_image
+from .sources import find_coco_files, read_coco, read_columns
 
 
 @dataclass

@@ -12,7 +12,7 @@ import datasets
 from datasets import ClassLabel, Features, List, Value
 from filelock import FileLock
 
-from .model.image_files import upright_size
+from ..model.image_files import upright_size
 
 SIZES = {"image_id": Value("int64"), "width": Value("int64"), "height": Value("int64")}
 OBJECTS = {

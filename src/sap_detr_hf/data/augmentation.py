@@ -17,7 +17,7 @@ from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
-from .model.detection_processing import released_image_size
+from ..model.detection_processing import released_image_size
 
 Target = dict[str, Any]
 Augmentation = Callable[[Any, Target], tuple[Any, Target]]

@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow.compute as pc
 from tqdm import tqdm
 
-from .detection_data import DetectionData, image_name, image_source
-from .model.image_files import open_image, upright_size
+from ..model.image_files import open_image, upright_size
+from .dataset import DetectionData, image_name, image_source
 
 # kind -> whether training cannot be right with it ("error") or copes with it ("warning": what it does about it).
 ERRORS = {

@@ -1,0 +1,1 @@
+"""Detection data sets: sources, COCO files, training samples, checks."""
