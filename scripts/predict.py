@@ -16,7 +16,7 @@ def main(argv: list[str] | None = None) -> int:
     # After the arguments, so that --help answers at once
     from transformers.utils import logging
 
-    from sap_detr_hf.prediction import PredictionSettings, predict
+    from sap_detr_hf.inference.predict import PredictionSettings, predict
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()  # of loading weights

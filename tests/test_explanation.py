@@ -12,8 +12,7 @@ from tiny_model import tiny_model
 
 from sap_detr_hf import SapDetrImageProcessorPil
 from sap_detr_hf.explanation import explain_detection, explain_matching
-from sap_detr_hf.model import loss as loss_sap_detr
-from sap_detr_hf.salient_detection import detect_with_points
+from sap_detr_hf.inference.salient_detection import detect_with_points
 
 pytest.importorskip("matplotlib")
 

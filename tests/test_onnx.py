@@ -22,6 +22,7 @@ from torch.export import Dim
 
 from sap_detr_hf import SapDetrForObjectDetection, SapDetrImageProcessorPil, onnx_export
 from sap_detr_hf.digits import make_digits
+from sap_detr_hf.inference.salient_detection import detect_with_points
 from sap_detr_hf.model.image_files import open_image
 from sap_detr_hf.onnx_evaluation import evaluate_exported, result_table
 from sap_detr_hf.onnx_export import (
@@ -36,7 +37,6 @@ from sap_detr_hf.onnx_export import (
 )
 from sap_detr_hf.onnx_same_padding import onnx_translations, replace_same_convolutions
 from sap_detr_hf.onnx_session import OnnxDetector, open_session
-from sap_detr_hf.salient_detection import detect_with_points
 
 onnx = pytest.importorskip("onnx")
 

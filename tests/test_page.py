@@ -19,6 +19,7 @@ from tiny_model import tiny_model
 from tiny_page import confident_model, png_claiming, save_photograph
 
 from sap_detr_hf import SapDetrImageProcessorPil
+from sap_detr_hf.inference.salient_detection import detect_with_points
 from sap_detr_hf.page import MOST_EXAMPLES, build_page, example_pictures
 from sap_detr_hf.page_pictures import (
     LOWEST_SCORE,
@@ -30,7 +31,6 @@ from sap_detr_hf.page_pictures import (
     open_picture,
 )
 from sap_detr_hf.page_space import export_space
-from sap_detr_hf.salient_detection import detect_with_points
 
 
 @pytest.fixture(autouse=True)

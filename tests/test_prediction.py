@@ -16,11 +16,12 @@ from script_options import check_options
 from tiny_model import tiny_model
 from transformers import pipeline
 
-from sap_detr_hf import SapDetrImageProcessorPil, prediction_sources
+from sap_detr_hf import SapDetrImageProcessorPil
+from sap_detr_hf.inference import sources as prediction_sources
+from sap_detr_hf.inference.predict import PredictionSettings, Predictor, load_detector
+from sap_detr_hf.inference.results import PredictionResults
+from sap_detr_hf.inference.sources import InputImage
 from sap_detr_hf.model.image_files import open_image
-from sap_detr_hf.prediction import PredictionSettings, Predictor, load_detector
-from sap_detr_hf.prediction_results import PredictionResults
-from sap_detr_hf.prediction_sources import InputImage
 
 CATEGORY_IDS = [3, 5, 7, 9, 11, 13]
 NAMES = ["ant", "bee", "cat", "dog", "elk", "fox"]

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sap_detr_hf.prediction_downloads import download
-from sap_detr_hf.prediction_sources import InputImages, short_name
+from sap_detr_hf.inference.downloads import download
+from sap_detr_hf.inference.sources import InputImages, short_name
 
 
 def png(width=40, height=30):

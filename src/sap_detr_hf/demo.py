@@ -11,8 +11,8 @@ from transformers import AutoImageProcessor, AutoModelForObjectDetection, pipeli
 from .digits import make_digits
 from .drawing import contact_sheet, draw_detections
 from .evaluation_report import EvaluationSettings, evaluate_model
+from .inference.salient_detection import detect_with_points
 from .model.image_files import open_image
-from .salient_detection import detect_with_points
 from .training import train
 from .training_settings import TrainingSettings, read_recipe
 

@@ -16,8 +16,8 @@ from .explanation_figures import (
     draw_sides,
 )
 from .files import prepare_folder
-from .prediction import load_detector
-from .prediction_sources import InputImages
+from .inference.predict import load_detector
+from .inference.sources import InputImages
 from .weights.pretrained import check_device_and_dtype
 
 FIGURES = {

@@ -13,9 +13,9 @@ from PIL import Image
 from .drawing import draw_detections
 from .explanation import explain_detection
 from .explanation_figures import blend_heat, heat_over_image
+from .inference.results import readable_detections
+from .inference.salient_detection import SalientDetections, detect_with_points
 from .model.image_files import ImageFileError, open_image, upright_size
-from .prediction_results import readable_detections
-from .salient_detection import SalientDetections, detect_with_points
 
 MAX_PIXELS = 2**26  # 0.2 GB as 8-bit RGB
 LOWEST_SCORE = 0.05  # of what is kept for the threshold slider

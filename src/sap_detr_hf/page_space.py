@@ -8,8 +8,8 @@ from pathlib import Path
 
 import gradio as gr
 
+from .inference.predict import load_detector
 from .page import TITLE, example_pictures
-from .prediction import load_detector
 from .weights.pretrained import needs_timm
 
 PACKAGE = Path(__file__).parent

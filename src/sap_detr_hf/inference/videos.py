@@ -6,7 +6,7 @@ from typing import Any
 
 from PIL import Image
 
-from .model.image_files import MAX_PIXELS, ImageFileError
+from ..model.image_files import MAX_PIXELS, ImageFileError
 
 VIDEO_SUFFIXES = (
     *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".wmv", ".flv"),

@@ -17,9 +17,9 @@ from urllib.parse import unquote, urlsplit
 
 from PIL import Image
 
-from .model.image_files import IMAGE_FORMATS, ImageFileError, open_image
-from .prediction_downloads import MAX_BYTES, TIMEOUT, download, is_url
-from .prediction_videos import VIDEO_SUFFIXES, count_frames, require_decoder, video_frames
+from ..model.image_files import IMAGE_FORMATS, ImageFileError, open_image
+from .downloads import MAX_BYTES, TIMEOUT, download, is_url
+from .videos import VIDEO_SUFFIXES, count_frames, require_decoder, video_frames
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ def _open_listed(path: Path, entry: dict[str, Any]) -> Image.Image:
 def _coco_image_folder(path: Path) -> Path:
     """The folder of a COCO JSON's images at one of the places where `load_detection_data` looks."""
     try:
-        from .data.sources import find_coco_files
+        from ..data.sources import find_coco_files
     except ImportError as error:
         raise ImportError(
             f"Name the folder of the images of {path} (--images), or install what finds it: "

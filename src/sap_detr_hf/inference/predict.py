@@ -14,12 +14,12 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from .files import prepare_folder
-from .model.modeling_sap_detr import SapDetrForObjectDetection
-from .prediction_results import FILES, PICTURES, PredictionResults
-from .prediction_sources import InputImage, InputImages
+from ..files import prepare_folder
+from ..model.modeling_sap_detr import SapDetrForObjectDetection
+from ..weights.pretrained import AUTOCAST_DTYPES, check_device_and_dtype, load_pretrained
+from .results import FILES, PICTURES, PredictionResults
 from .salient_detection import SalientDetections, salient_detections
-from .weights.pretrained import AUTOCAST_DTYPES, check_device_and_dtype, load_pretrained
+from .sources import InputImage, InputImages
 
 CANDIDATES = 300  # best detections of an image that suppression chooses from, as many as in the released evaluation
 SHOWN_FAILURES = 20

@@ -8,9 +8,9 @@ from typing import Any, TextIO
 
 from PIL import Image
 
-from .drawing import draw_detections
-from .prediction_sources import InputImage, short_name
+from ..drawing import draw_detections
 from .salient_detection import SalientDetections
+from .sources import InputImage, short_name
 
 FILES = ("detections.jsonl", "predictions.json", "failed.jsonl")
 PICTURES = "pictures"

@@ -1,0 +1,1 @@
+"""From images, files and videos to detections."""
