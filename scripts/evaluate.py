@@ -11,9 +11,9 @@ import os
 import shlex
 import sys
 
-from sap_detr_hf.detection_mistakes import MATCH_IOU
 from sap_detr_hf.distributed import end_processes
-from sap_detr_hf.evaluation_report import EvaluationSettings, class_table, evaluate_model, metrics_table
+from sap_detr_hf.evaluation.mistakes import MATCH_IOU
+from sap_detr_hf.evaluation.report import EvaluationSettings, class_table, evaluate_model, metrics_table
 
 
 def main(argv: list[str] | None = None) -> int:

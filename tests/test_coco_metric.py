@@ -11,7 +11,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from sap_detr_hf.coco_metric import COCO_METRIC_PATH, METRIC_NAMES, CocoMetric, GroundTruth
+from sap_detr_hf.evaluation.coco_metric import COCO_METRIC_PATH, METRIC_NAMES, CocoMetric, GroundTruth
 
 IMAGE_IDS = [900100, 17, 139, 285, 632, 724, 785]
 CATEGORIES = {1: "person", 18: "dog", 90: "toothbrush", 44: "bottle", 13: "stop sign"}

@@ -17,11 +17,17 @@ from pycocotools.cocoeval import COCOeval
 from transformers import ResNetConfig
 
 from sap_detr_hf import SapDetrConfig, SapDetrForObjectDetection, SapDetrImageProcessor
-from sap_detr_hf.coco_metric import METRIC_NAMES, CocoMetric, GroundTruth
 from sap_detr_hf.data.dataset import load_detection_data
-from sap_detr_hf.detection_mistakes import count_mistakes, threshold_curve
-from sap_detr_hf.evaluation import EvaluationImages, evaluate_detections, ground_truth, plan_batches, processed_size
-from sap_detr_hf.evaluation_report import REPORT, plot_precision_recall, plot_thresholds
+from sap_detr_hf.evaluation.coco_metric import METRIC_NAMES, CocoMetric, GroundTruth
+from sap_detr_hf.evaluation.evaluate import (
+    EvaluationImages,
+    evaluate_detections,
+    ground_truth,
+    plan_batches,
+    processed_size,
+)
+from sap_detr_hf.evaluation.mistakes import count_mistakes, threshold_curve
+from sap_detr_hf.evaluation.report import REPORT, plot_precision_recall, plot_thresholds
 
 ROOT = Path(__file__).parents[1]
 SIZES = [(96, 64), (64, 96), (120, 80), (80, 80), (96, 64), (150, 60), (96, 64)]  # width, height
@@ -501,7 +507,7 @@ import torch
 from accelerate import Accelerator
 from sap_detr_hf import SapDetrForObjectDetection, SapDetrImageProcessor
 from sap_detr_hf.data.dataset import load_detection_data
-from sap_detr_hf.evaluation import evaluate_detections, ground_truth
+from sap_detr_hf.evaluation.evaluate import evaluate_detections, ground_truth
 from sap_detr_hf.distributed import end_processes
 
 model_dir, coco_dir = sys.argv[1:]

@@ -27,7 +27,7 @@ import sys
 from pathlib import Path
 
 import sap_detr_hf
-from sap_detr_hf.coco_metric import COCO_METRIC_PATH
+from sap_detr_hf.evaluation.coco_metric import COCO_METRIC_PATH
 from transformers import pipeline
 
 target, model, picture = sys.argv[1:]
@@ -68,7 +68,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     code = {name for name in names if not re.match(r"sap_detr_hf-[\w.]+\.dist-info/", name)}
     assert code == {f"sap_detr_hf/{path.relative_to(PACKAGE).as_posix()}" for path in PACKAGE.rglob("*.py")}
-    assert "sap_detr_hf/metrics/coco_detection/coco_detection.py" in code
+    assert "sap_detr_hf/evaluation/coco_detection/coco_detection.py" in code
     assert any(name.endswith("LICENSE") for name in names - code)
 
 

@@ -37,7 +37,7 @@ from .checkpoints import save_model_directory
 from .data.dataset import DetectionData
 from .demo import packaged_backbone
 from .environment import hardware_name, software_versions
-from .evaluation_report import write_results
+from .evaluation.report import write_results
 from .markdown_table import markdown_table
 from .model.configuration_sap_detr import SapDetrConfig
 from .model.modeling_sap_detr import SapDetrForObjectDetection

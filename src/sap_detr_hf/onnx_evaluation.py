@@ -12,11 +12,11 @@ from torch import nn
 
 from .benchmark import paired_seconds
 from .benchmark_models import image_batch
-from .coco_metric import METRIC_NAMES
 from .data.dataset import DetectionData, check_categories, load_detection_data
 from .environment import hardware_name, software_versions
-from .evaluation import evaluate_detections, ground_truth, processed_size
-from .evaluation_report import check_images_exist
+from .evaluation.coco_metric import METRIC_NAMES
+from .evaluation.evaluate import evaluate_detections, ground_truth, processed_size
+from .evaluation.report import check_images_exist
 from .markdown_table import markdown_table
 from .model.image_processing_pil_sap_detr import SapDetrImageProcessorPil
 from .onnx_session import OnnxDetector

@@ -14,7 +14,7 @@ from accelerate.utils import gather_object, send_to_device
 from transformers.utils.logging import disable_progress_bar
 
 from .distributed import end_processes, on_main_process, one_sentence
-from .evaluation import evaluate_detections
+from .evaluation.evaluate import evaluate_detections
 from .training_curves import draw_curves
 from .training_failure import TrainingFailed, first_bad_tensor
 from .training_progress import METRICS_FILE

@@ -28,12 +28,12 @@ from .checkpoints import (
     set_random_state,
     write_atomically,
 )
-from .coco_metric import GroundTruth
 from .data.augmentation import make_augmentation
 from .data.checks import cheap_checks
 from .data.dataset import DetectionData, DetectionRows, check_categories, load_detection_data
 from .distributed import on_main_process, together
-from .evaluation import ground_truth
+from .evaluation.coco_metric import GroundTruth
+from .evaluation.evaluate import ground_truth
 from .model_ema import average_weights
 from .schedule import build_optimizer, build_scheduler
 from .training_batches import ProcessBatchSampler, TrainingBatches

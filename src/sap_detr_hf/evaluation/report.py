@@ -14,16 +14,16 @@ from accelerate import Accelerator
 from matplotlib.figure import Figure
 from PIL import Image
 
+from ..data.dataset import DetectionData, check_categories, load_detection_data, open_row_image
+from ..distributed import on_main_process, together
+from ..drawing import contact_sheet, draw_detections
+from ..environment import hardware_name, software_versions, tf32_settings
+from ..files import prepare_folder, whole_file
+from ..markdown_table import markdown_table
+from ..weights.pretrained import AUTOCAST_DTYPES, check_device_and_dtype, load_pretrained
 from .coco_metric import METRIC_NAMES, CocoMetric
-from .data.dataset import DetectionData, check_categories, load_detection_data, open_row_image
-from .detection_mistakes import MATCH_IOU, ThresholdCurve, count_mistakes, threshold_curve
-from .distributed import on_main_process, together
-from .drawing import contact_sheet, draw_detections
-from .environment import hardware_name, software_versions, tf32_settings
-from .evaluation import Evaluation, evaluate_detections, ground_truth
-from .files import prepare_folder, whole_file
-from .markdown_table import markdown_table
-from .weights.pretrained import AUTOCAST_DTYPES, check_device_and_dtype, load_pretrained
+from .evaluate import Evaluation, evaluate_detections, ground_truth
+from .mistakes import MATCH_IOU, ThresholdCurve, count_mistakes, threshold_curve
 
 TABLE_COLUMNS = ("boxes", "AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR100")
 RECALLS = np.linspace(0, 1, 101)

@@ -16,7 +16,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval, Params
 
-from .files import whole_file
+from ..files import whole_file
 
 # The 12 numbers in the order of COCOeval.stats.
 METRIC_NAMES = (
@@ -34,7 +34,7 @@ METRIC_NAMES = (
     "AR_large",
 )
 # `evaluate.load(COCO_METRIC_PATH)` gives the same metric as an `evaluate.Metric`.
-COCO_METRIC_PATH = str(Path(__file__).parent / "metrics" / "coco_detection")
+COCO_METRIC_PATH = str(Path(__file__).parent / "coco_detection")
 # Places of "area = all" and "100 detections" in the arrays of COCOeval.accumulate: (IoU, recall, class, area, maxDets).
 AREA_ALL, DETECTIONS_100 = 0, 2
 

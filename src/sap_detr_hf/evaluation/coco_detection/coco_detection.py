@@ -1,9 +1,9 @@
-"""COCO box AP as an `evaluate.Metric`: `evaluate.load(sap_detr_hf.coco_metric.COCO_METRIC_PATH)`."""
+"""COCO box AP as an `evaluate.Metric`: `evaluate.load(sap_detr_hf.evaluation.coco_metric.COCO_METRIC_PATH)`."""
 
 import datasets
 import evaluate
 
-from sap_detr_hf.coco_metric import CocoMetric, GroundTruth
+from sap_detr_hf.evaluation.coco_metric import CocoMetric, GroundTruth
 
 _DESCRIPTION = "Official COCO average precision and recall of boxes, computed by pycocotools."
 _INPUTS = """

@@ -16,11 +16,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from ..data.dataset import DetectionData, collate, image_name, open_row_image
+from ..distributed import together
+from ..evaluation_mode import evaluation_mode
+from ..model.detection_processing import released_image_size
 from .coco_metric import CocoMetric, CocoResult, GroundTruth
-from .data.dataset import DetectionData, collate, image_name, open_row_image
-from .distributed import together
-from .evaluation_mode import evaluation_mode
-from .model.detection_processing import released_image_size
 
 # Predictions are gathered after about this many images of each process: bounds what is in flight (8 kB an image).
 IMAGES_PER_GATHER = 64

@@ -1,0 +1,1 @@
+"""COCO AP of a model and the report about it."""
