@@ -18,8 +18,8 @@ def main(argv: list[str] | None = None) -> int:
     args = argument_parser().parse_args(argv)
     # After the arguments, so that --help answers at once
     from sap_detr_hf.convergence import compare_convergence, report_text
-    from sap_detr_hf.training_failure import TrainingFailed
-    from sap_detr_hf.training_settings import TrainingSettings, read_recipe
+    from sap_detr_hf.training.failure import TrainingFailed
+    from sap_detr_hf.training.settings import TrainingSettings, read_recipe
 
     given = {"epochs": args.epochs, "seed": args.seed, "backbone_weights": args.backbone_weights}
     command = shlex.join(["scripts/compare_convergence.py", *(sys.argv[1:] if argv is None else argv)])

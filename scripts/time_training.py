@@ -6,9 +6,9 @@ Images a second of the loader alone and of the training step alone; `--max_steps
 import json
 import sys
 
-from sap_detr_hf.training_failure import TrainingFailed
-from sap_detr_hf.training_settings import settings_from_arguments
-from sap_detr_hf.training_throughput import measure_throughput
+from sap_detr_hf.training.failure import TrainingFailed
+from sap_detr_hf.training.settings import settings_from_arguments
+from sap_detr_hf.training.throughput import measure_throughput
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -7,9 +7,9 @@ Several GPUs: `accelerate launch --config_file recipes/accelerate/gpu_4.yaml scr
 import os
 import sys
 
-from sap_detr_hf.training import train
-from sap_detr_hf.training_failure import TrainingFailed
-from sap_detr_hf.training_settings import settings_from_arguments
+from sap_detr_hf.training.failure import TrainingFailed
+from sap_detr_hf.training.loop import train
+from sap_detr_hf.training.settings import settings_from_arguments
 
 
 def main(argv: list[str] | None = None) -> int:

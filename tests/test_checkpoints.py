@@ -12,7 +12,7 @@ import torch
 from tiny_training import TINY_MODEL, differences
 
 from sap_detr_hf import SapDetrConfig, SapDetrForObjectDetection, SapDetrImageProcessorPil
-from sap_detr_hf.checkpoints import (
+from sap_detr_hf.training.checkpoints import (
     CheckpointError,
     CheckpointFolder,
     load_checkpoint,

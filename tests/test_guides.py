@@ -17,7 +17,7 @@ from tiny_training import TINY_MODEL, run_here
 
 from sap_detr_hf import SapDetrConfig, SapDetrForObjectDetection, SapDetrImageProcessor
 from sap_detr_hf.digits import make_digits
-from sap_detr_hf.training_settings import field_types
+from sap_detr_hf.training.settings import field_types
 
 ROOT = Path(__file__).parents[1]
 GUIDES = {name: (ROOT / name).read_text() for name in ("docs/fine_tuning.md", "docs/troubleshooting.md")}

@@ -27,7 +27,7 @@ from sap_detr_hf.model_card import (
 )
 from sap_detr_hf.published_cards import all_cards, speed_of, without_machine_paths
 from sap_detr_hf.remote_code import add_remote_code
-from sap_detr_hf.training_settings import TrainingSettings, read_recipe
+from sap_detr_hf.training.settings import TrainingSettings, read_recipe
 
 ROOT = Path(__file__).parents[1]
 CARDS = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "model_cards").glob("*.md")}

@@ -22,7 +22,7 @@ from tiny_model import tiny_inputs, tiny_model
 from sap_detr_hf import SapDetrConfig, SapDetrForObjectDetection, SapDetrImageProcessorPil
 from sap_detr_hf.model_card import card_of_converted
 from sap_detr_hf.remote_code import code_files
-from sap_detr_hf.training_settings import TrainingSettings
+from sap_detr_hf.training.settings import TrainingSettings
 
 REPO = "someone/tiny-detector"
 LICENSE = ["--license", "mit"]

@@ -20,8 +20,8 @@ from tiny_training import (
 )
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
-from sap_detr_hf import checkpoints
 from sap_detr_hf.digits import make_digits
+from sap_detr_hf.training import checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_killed_and_resumed_equals_uninterrupted(digits, tmp_path, monkeypatch):
         assert state["progress"]["step"] == 24
     assert differences(*states) == []
 
-    monkeypatch.setattr("sap_detr_hf.training.evaluate", None)  # a finished run has nothing to do
+    monkeypatch.setattr("sap_detr_hf.training.loop.evaluate", None)  # a finished run has nothing to do
     assert run_here(recipe, "--output_dir", tmp_path / "whole", "--resume", "auto") == 0
     assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
     assert len(list((tmp_path / "whole" / "checkpoints").iterdir())) == 2

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from sap_detr_hf.training_batches import ProcessBatchSampler, epoch_batches
+from sap_detr_hf.training.batches import ProcessBatchSampler, epoch_batches
 
 SIZES = {"images_per_device": 3, "seed": 5}
 

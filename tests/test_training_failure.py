@@ -6,7 +6,7 @@ from tiny_training import TINY_MODEL
 
 from sap_detr_hf import SapDetrConfig, SapDetrForObjectDetection
 from sap_detr_hf.distributed import one_sentence
-from sap_detr_hf.training_failure import first_bad_tensor
+from sap_detr_hf.training.failure import first_bad_tensor
 
 
 @pytest.fixture

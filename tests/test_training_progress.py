@@ -8,7 +8,7 @@ MEMORY = """
 import sys
 import accelerate, psutil, torch
 sys.modules["resource"] = None
-from sap_detr_hf.training_progress import memory_gib
+from sap_detr_hf.training.reporting import memory_gib
 
 print(memory_gib(torch.device("cpu")))
 """

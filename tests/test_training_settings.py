@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from sap_detr_hf import SapDetrConfig
-from sap_detr_hf.training_settings import TrainingSettings, field_reasons, read_recipe, settings_from_arguments
+from sap_detr_hf.training.settings import TrainingSettings, field_reasons, read_recipe, settings_from_arguments
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))

@@ -8,9 +8,9 @@ from project_scripts import load_script
 from tiny_training import write_recipe
 
 from sap_detr_hf.digits import make_digits
-from sap_detr_hf.training_failure import TrainingFailed
-from sap_detr_hf.training_settings import settings_from_arguments
-from sap_detr_hf.training_throughput import measure_throughput
+from sap_detr_hf.training.failure import TrainingFailed
+from sap_detr_hf.training.settings import settings_from_arguments
+from sap_detr_hf.training.throughput import measure_throughput
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +41,7 @@ def test_rates_of_loader_and_training(tmp_path, monkeypatch, capsys, workers):
 
 def test_loader_is_quicker_than_a_slow_step(tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    monkeypatch.setattr("sap_detr_hf.training_throughput.take_step", lambda *arguments: time.sleep(0.3))
+    monkeypatch.setattr("sap_detr_hf.training.throughput.take_step", lambda *arguments: time.sleep(0.3))
     make_digits(tmp_path / "digits", train=12, val=2, size=(64, 64))
     recipe = write_recipe(tmp_path / "recipe.yaml", data=str(tmp_path / "digits"), cache_dir=str(tmp_path / "cache"))
     settings = settings_from_arguments([recipe, "--output_dir", str(tmp_path / "run"), "--max_steps", "2"])

@@ -18,7 +18,7 @@ from .gaussian_forms import GAUSSIAN_FORMS, gaussian_form
 from .model.configuration_sap_detr import PUBLISHED_VARIANTS, R50_BACKBONE, SapDetrConfig
 from .model.modeling_sap_detr import SapDetrForObjectDetection
 from .released_form import released_form
-from .training_compilation import allow_compilations
+from .training.compilation import allow_compilations
 
 PEERS: dict[str, tuple[Any, Any]] = {
     "dab-detr-r50": (DabDetrConfig, DabDetrForObjectDetection),

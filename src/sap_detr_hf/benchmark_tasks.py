@@ -14,7 +14,7 @@ import sap_detr_hf
 
 from .benchmark_models import box_labels, build_model, image_batch
 from .model.loss import sap_detr_loss
-from .training_compilation import compile_transformer
+from .training.compilation import compile_transformer
 from .weights.pretrained import AUTOCAST_DTYPES
 
 

@@ -1,9 +1,9 @@
 # Copyright 2026 The sap_detr_hf authors. Licensed under the Apache License, Version 2.0.
 """The convergence claim at small scale: SAP-DETR beside transformers' DAB-DETR and Conditional DETR.
 
-All models are trained by the same loop ([`sap_detr_hf.training.train`]) with the same backbone and ImageNet weights,
-image size, data order, augmentation, schedule, epochs, number of queries, widths and layers, no dropout, and losses on
-every decoder layer. What belongs to a family stays as transformers or the paper has it: attention, query
+All models are trained by the same loop ([`sap_detr_hf.training.loop.train`]) with the same backbone and ImageNet
+weights, image size, data order, augmentation, schedule, epochs, number of queries, widths and layers, no dropout, and
+losses on every decoder layer. What belongs to a family stays as transformers or the paper has it: attention, query
 initialisation, activations, and loss weights. Box and GIoU losses weigh 5 and 2 and the class loss 1 in all three;
 SAP-DETR adds its objectness (1) and inner-point (2) losses. Matching costs are 2, 5, 2 in all three, and SAP-DETR's
 asks for the reference point inside the box. Transformers' Conditional DETR feeds its final norm back into the decoder
@@ -33,7 +33,6 @@ from transformers import (
     PreTrainedModel,
 )
 
-from .checkpoints import save_model_directory
 from .data.dataset import DetectionData
 from .demo import packaged_backbone
 from .environment import hardware_name, software_versions
@@ -41,11 +40,12 @@ from .evaluation.report import write_results
 from .markdown_table import markdown_table
 from .model.configuration_sap_detr import SapDetrConfig
 from .model.modeling_sap_detr import SapDetrForObjectDetection
-from .training import train
-from .training_model import build_image_processor
-from .training_progress import METRICS_FILE
-from .training_run import load_data
-from .training_settings import TrainingSettings
+from .training.checkpoints import save_model_directory
+from .training.loop import train
+from .training.model import build_image_processor
+from .training.reporting import METRICS_FILE
+from .training.run import load_data
+from .training.settings import TrainingSettings
 from .weights.backbone import load_backbone_weights
 
 # What every family has under the same name; `d_model` and the number of queries are named in the builders.

@@ -13,8 +13,8 @@ from .drawing import contact_sheet, draw_detections
 from .evaluation.report import EvaluationSettings, evaluate_model
 from .inference.salient_detection import detect_with_points
 from .model.image_files import open_image
-from .training import train
-from .training_settings import TrainingSettings, read_recipe
+from .training.loop import train
+from .training.settings import TrainingSettings, read_recipe
 
 PICTURES = 12
 THRESHOLD = 0.3

@@ -16,7 +16,7 @@ from .markdown_table import markdown_table
 from .model.coco_labels import COCO_CATEGORIES
 from .model.configuration_sap_detr import PUBLISHED_VARIANTS, SapDetrConfig
 from .model.modeling_sap_detr import SapDetrForObjectDetection
-from .training_settings import TrainingSettings
+from .training.settings import TrainingSettings
 from .weights.pretrained import needs_timm
 
 # A path from the root, alone or within a command; not the middle of a relative path or of a URL.

@@ -9,7 +9,7 @@ import yaml
 from . import digits
 from .model.configuration_sap_detr import PUBLISHED_VARIANTS, SapDetrConfig
 from .model_card import ABSOLUTE_PATH, CardSources, card_of_converted, model_card, read_results
-from .training_settings import TrainingSettings, read_recipe
+from .training.settings import TrainingSettings, read_recipe
 
 DEMO_SOURCES = {"config.json": "model", "settings.yaml": "model", "results.json": "evaluation"}
 """What the demo's card is written from, and the folder of the demo's output that it lies in."""

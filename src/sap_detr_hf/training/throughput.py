@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from .distributed import end_processes
-from .environment import hardware_name, software_versions
-from .training import take_step
-from .training_run import TrainingRun, build_accelerator, prepare_run
-from .training_settings import TrainingSettings
+from ..distributed import end_processes
+from ..environment import hardware_name, software_versions
+from .loop import take_step
+from .run import TrainingRun, build_accelerator, prepare_run
+from .settings import TrainingSettings
 
 DEFAULT_STEPS = 5
 LOADER_STEPS = 50  # loading is quick: fewer would measure chance

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
-from .files import SUFFIX, whole_file
+from ..files import SUFFIX, whole_file
 
 _NAME = re.compile(r"step_(\d{8})\.pt")
 

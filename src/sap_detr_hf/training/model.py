@@ -8,14 +8,14 @@ from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
-from .data.dataset import DetectionData, check_categories
-from .evaluation_mode import evaluation_mode
-from .model.configuration_sap_detr import SapDetrConfig
-from .model.image_processing_sap_detr import SapDetrImageProcessor
-from .model.modeling_sap_detr import SapDetrForObjectDetection
-from .schedule import freeze_parameters
-from .training_settings import TrainingSettings
-from .weights.pretrained import readable_model
+from ..data.dataset import DetectionData, check_categories
+from ..evaluation_mode import evaluation_mode
+from ..model.configuration_sap_detr import SapDetrConfig
+from ..model.image_processing_sap_detr import SapDetrImageProcessor
+from ..model.modeling_sap_detr import SapDetrForObjectDetection
+from ..weights.pretrained import readable_model
+from .optimization import freeze_parameters
+from .settings import TrainingSettings
 
 
 def build_model(settings: TrainingSettings, data: DetectionData) -> PreTrainedModel:
@@ -32,7 +32,7 @@ def build_model(settings: TrainingSettings, data: DetectionData) -> PreTrainedMo
     else:
         model = _model_to_fine_tune(settings, data)
     if settings.backbone_weights:
-        from .weights.backbone import load_backbone_weights
+        from ..weights.backbone import load_backbone_weights
 
         load_backbone_weights(model, settings.backbone_weights)
     freeze_parameters(model, settings.freeze)

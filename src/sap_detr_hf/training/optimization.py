@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from .training_settings import TrainingSettings
+from .settings import TrainingSettings
 
 
 def build_optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.AdamW:

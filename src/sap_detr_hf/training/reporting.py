@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from .training_settings import TrainingSettings
+from .settings import TrainingSettings
 
 try:
     import resource

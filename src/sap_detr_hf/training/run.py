@@ -18,6 +18,13 @@ from torch.optim.swa_utils import AveragedModel
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
+from ..data.augmentation import make_augmentation
+from ..data.checks import cheap_checks
+from ..data.dataset import DetectionData, DetectionRows, check_categories, load_detection_data
+from ..distributed import on_main_process, together
+from ..evaluation.coco_metric import GroundTruth
+from ..evaluation.evaluate import ground_truth
+from .batches import ProcessBatchSampler, TrainingBatches
 from .checkpoints import (
     CheckpointError,
     CheckpointFolder,
@@ -28,19 +35,12 @@ from .checkpoints import (
     set_random_state,
     write_atomically,
 )
-from .data.augmentation import make_augmentation
-from .data.checks import cheap_checks
-from .data.dataset import DetectionData, DetectionRows, check_categories, load_detection_data
-from .distributed import on_main_process, together
-from .evaluation.coco_metric import GroundTruth
-from .evaluation.evaluate import ground_truth
-from .model_ema import average_weights
-from .schedule import build_optimizer, build_scheduler
-from .training_batches import ProcessBatchSampler, TrainingBatches
-from .training_compilation import compile_transformer
-from .training_model import build_image_processor, build_model, freeze_unreached
-from .training_progress import TrainingProgress
-from .training_settings import TrainingSettings
+from .compilation import compile_transformer
+from .ema import average_weights
+from .model import build_image_processor, build_model, freeze_unreached
+from .optimization import build_optimizer, build_scheduler
+from .reporting import TrainingProgress
+from .settings import TrainingSettings
 
 
 @dataclass
@@ -57,7 +57,7 @@ class Progress:
 
 @dataclass
 class TrainingRun:
-    """What [`sap_detr_hf.training.train`] works on."""
+    """What [`sap_detr_hf.training.loop.train`] works on."""
 
     settings: TrainingSettings
     accelerator: Accelerator
