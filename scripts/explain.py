@@ -17,7 +17,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.set_verbosity_error()
     logging.disable_progress_bar()  # of loading weights
     try:
-        from sap_detr_hf.explanation_report import ExplanationSettings, explain_image
+        from sap_detr_hf.explain.report import ExplanationSettings, explain_image
 
         explanation = explain_image(ExplanationSettings(**vars(arguments)))
     except ImportError as error:

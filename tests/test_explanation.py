@@ -11,13 +11,14 @@ from script_options import check_options
 from tiny_model import tiny_model
 
 from sap_detr_hf import SapDetrImageProcessorPil
-from sap_detr_hf.explanation import explain_detection, explain_matching
+from sap_detr_hf.explain.explanation import explain_detection, explain_matching
 from sap_detr_hf.inference.salient_detection import detect_with_points
+from sap_detr_hf.model import loss as loss_sap_detr
 
 pytest.importorskip("matplotlib")
 
-from sap_detr_hf import explanation_figures as figures
-from sap_detr_hf.explanation_report import ExplanationSettings
+from sap_detr_hf.explain import figures as figures
+from sap_detr_hf.explain.report import ExplanationSettings
 
 SIZE = {"shortest_edge": 96, "longest_edge": 160}
 PADDED = {"pad_size": {"height": 160, "width": 192}}

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from .drawing import draw_detections
-from .explanation import explain_detection
-from .explanation_figures import blend_heat, heat_over_image
+from .explain.explanation import explain_detection
+from .explain.figures import blend_heat, heat_over_image
 from .inference.results import readable_detections
 from .inference.salient_detection import SalientDetections, detect_with_points
 from .model.image_files import ImageFileError, open_image, upright_size

@@ -15,7 +15,7 @@ from matplotlib.patches import Ellipse, Rectangle
 from matplotlib.patheffects import withStroke
 from PIL import Image
 
-from .drawing import label_colour
+from ..drawing import label_colour
 from .explanation import Explanation, MatchingExplanation
 
 DPI = 110

@@ -5,8 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+from ..files import prepare_folder
+from ..inference.predict import load_detector
+from ..inference.sources import InputImages
+from ..weights.pretrained import check_device_and_dtype
 from .explanation import Explanation, MatchingExplanation, explain_detection, explain_matching
-from .explanation_figures import (
+from .figures import (
     draw_attention,
     draw_explanation,
     draw_gaussian,
@@ -15,10 +19,6 @@ from .explanation_figures import (
     draw_reference_points,
     draw_sides,
 )
-from .files import prepare_folder
-from .inference.predict import load_detector
-from .inference.sources import InputImages
-from .weights.pretrained import check_device_and_dtype
 
 FIGURES = {
     "explanation.png": draw_explanation,

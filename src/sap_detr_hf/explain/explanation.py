@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .evaluation_mode import evaluation_mode
-from .inference.salient_detection import SalientDetections, label_name, salient_detections
-from .model.loss import LayerPredictions, match_queries, pad_targets
-from .model.modeling_sap_detr import SapDetrForObjectDetection
+from ..evaluation_mode import evaluation_mode
+from ..inference.salient_detection import SalientDetections, label_name, salient_detections
+from ..model.loss import LayerPredictions, match_queries, pad_targets
+from ..model.modeling_sap_detr import SapDetrForObjectDetection
 
 
 @dataclass

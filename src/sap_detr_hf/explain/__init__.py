@@ -1,0 +1,1 @@
+"""Figures of what a query sees: cell, point, sides, Gaussian, attention."""
