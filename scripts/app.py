@@ -21,12 +21,12 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--license belongs to --export-space")
     try:
         if args.export_space:
-            from sap_detr_hf.page_space import export_space
+            from sap_detr_hf.app.space import export_space
 
             export_space(args.export_space, args.model, args.examples, args.threshold, args.title, args.license)
             print(f"The Space is in {args.export_space}; try it with `python {args.export_space / 'app.py'}`.")
         else:
-            from sap_detr_hf.page_server import serve  # after the arguments, so that --help answers at once
+            from sap_detr_hf.app.server import serve  # after the arguments, so that --help answers at once
 
             serve(args.model, args.examples, args.host, args.port, threshold=args.threshold, title=args.title)
     except (OSError, ValueError, ImportError) as error:

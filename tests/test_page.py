@@ -19,9 +19,8 @@ from tiny_model import tiny_model
 from tiny_page import confident_model, png_claiming, save_photograph
 
 from sap_detr_hf import SapDetrImageProcessorPil
-from sap_detr_hf.inference.salient_detection import detect_with_points
-from sap_detr_hf.page import MOST_EXAMPLES, build_page, example_pictures
-from sap_detr_hf.page_pictures import (
+from sap_detr_hf.app.page import MOST_EXAMPLES, build_page, example_pictures
+from sap_detr_hf.app.pictures import (
     LOWEST_SCORE,
     PictureDetector,
     PictureError,
@@ -30,7 +29,8 @@ from sap_detr_hf.page_pictures import (
     draw_picture,
     open_picture,
 )
-from sap_detr_hf.page_space import export_space
+from sap_detr_hf.app.space import export_space
+from sap_detr_hf.inference.salient_detection import detect_with_points
 
 
 @pytest.fixture(autouse=True)
@@ -255,9 +255,7 @@ def test_license_without_a_space_is_refused(capsys):
 
 def test_script_serves_with_its_arguments(monkeypatch, tmp_path):
     served = {}
-    monkeypatch.setattr(
-        "sap_detr_hf.page_server.serve", lambda *args, **kwargs: served.update(args=args, kwargs=kwargs)
-    )
+    monkeypatch.setattr("sap_detr_hf.app.server.serve", lambda *args, **kwargs: served.update(args=args, kwargs=kwargs))
     arguments = ["some/model", "--examples", str(tmp_path), "--port", "7000", "--threshold", "0.3", "--title", "Dogs"]
     assert load_script("app").main(arguments) == 0
     assert served == {

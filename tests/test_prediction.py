@@ -108,7 +108,7 @@ def test_every_json_has_the_pipelines_words(model_dir, tmp_path):
     """And points: this command, the page's download and the example without torch."""
     pytest.importorskip("matplotlib")
     pytest.importorskip("onnxruntime")
-    from sap_detr_hf.page_pictures import PictureDetector, detections_record
+    from sap_detr_hf.app.pictures import PictureDetector, detections_record
 
     noise(120, 80).save(tmp_path / "a.png")
     assert run(model_dir, tmp_path / "a.png", "--output", tmp_path / "out", "--threshold", 0.1) == 0

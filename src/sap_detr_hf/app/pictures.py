@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .drawing import draw_detections
-from .explain.explanation import explain_detection
-from .explain.figures import blend_heat, heat_over_image
-from .inference.results import readable_detections
-from .inference.salient_detection import SalientDetections, detect_with_points
-from .model.image_files import ImageFileError, open_image, upright_size
+from ..drawing import draw_detections
+from ..explain.explanation import explain_detection
+from ..explain.figures import blend_heat, heat_over_image
+from ..inference.results import readable_detections
+from ..inference.salient_detection import SalientDetections, detect_with_points
+from ..model.image_files import ImageFileError, open_image, upright_size
 
 MAX_PIXELS = 2**26  # 0.2 GB as 8-bit RGB
 LOWEST_SCORE = 0.05  # of what is kept for the threshold slider

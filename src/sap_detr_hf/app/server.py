@@ -43,9 +43,9 @@ def serve(
         import gradio as gr
         from gradio import processing_utils
 
-        from .inference.predict import load_detector
+        from ..inference.predict import load_detector
         from .page import build_page, example_pictures
-        from .page_pictures import PictureDetector
+        from .pictures import PictureDetector
 
         # A request made by hand may name an address instead of an uploaded file, and Gradio would fetch it.
         processing_utils.async_ssrf_protected_download = _refuse_address

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import gradio as gr
 
-from .inference.predict import load_detector
+from ..inference.predict import load_detector
+from ..weights.pretrained import needs_timm
 from .page import TITLE, example_pictures
-from .weights.pretrained import needs_timm
 
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parents[1]
 REQUIREMENTS = ("torch", "transformers", "scipy", "pillow", "numpy", "matplotlib", "gradio")
 
 README = """---
@@ -39,7 +39,7 @@ APP = """\"\"\"The page of this Space.\"\"\"
 
 from pathlib import Path
 
-from sap_detr_hf.page_server import serve
+from sap_detr_hf.app.server import serve
 
 HERE = Path(__file__).parent
 

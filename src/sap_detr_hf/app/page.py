@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from .page_pictures import (
+from .pictures import (
     LOWEST_SCORE,
     PictureDetections,
     PictureDetector,
