@@ -12,7 +12,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model_dir", help="directory with config.json, preprocessor_config.json and weights")
     args = parser.parse_args(argv)
-    from sap_detr_hf.remote_code import add_remote_code  # after the arguments, so that --help answers at once
+    from sap_detr_hf.hub.remote_code import add_remote_code  # after the arguments, so that --help answers at once
 
     try:
         names = add_remote_code(args.model_dir)

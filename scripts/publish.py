@@ -11,7 +11,7 @@ import sys
 def main(argv: list[str] | None = None) -> int:
     """Publishes; 0 when done, 2 for a model, card or argument that cannot be used, 1 where the Hub refuses."""
     args = _parser().parse_args(argv)
-    from sap_detr_hf import publish as publishing  # after the arguments, so that --help answers at once
+    from sap_detr_hf.hub import publish as publishing  # after the arguments, so that --help answers at once
 
     try:
         publishing.check_repo_id(args.repo_id)

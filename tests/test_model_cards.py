@@ -11,8 +11,7 @@ from project_scripts import load_script
 from tiny_model import tiny_config, tiny_model
 
 from sap_detr_hf import SapDetrConfig, SapDetrImageProcessorPil
-from sap_detr_hf.model.configuration_sap_detr import PUBLISHED_VARIANTS
-from sap_detr_hf.model_card import (
+from sap_detr_hf.hub.model_card import (
     RECIPE,
     REPO_ID,
     REPORTED_BY_AUTHORS,
@@ -25,8 +24,9 @@ from sap_detr_hf.model_card import (
     read_results,
     variant_of,
 )
+from sap_detr_hf.hub.remote_code import add_remote_code
+from sap_detr_hf.model.configuration_sap_detr import PUBLISHED_VARIANTS
 from sap_detr_hf.published_cards import all_cards, speed_of, without_machine_paths
-from sap_detr_hf.remote_code import add_remote_code
 from sap_detr_hf.training.settings import TrainingSettings, read_recipe
 
 ROOT = Path(__file__).parents[1]

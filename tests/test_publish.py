@@ -20,8 +20,8 @@ from safetensors.torch import load_file, save_file
 from tiny_model import tiny_inputs, tiny_model
 
 from sap_detr_hf import SapDetrConfig, SapDetrForObjectDetection, SapDetrImageProcessorPil
-from sap_detr_hf.model_card import card_of_converted
-from sap_detr_hf.remote_code import code_files
+from sap_detr_hf.hub.model_card import card_of_converted
+from sap_detr_hf.hub.remote_code import code_files
 from sap_detr_hf.training.settings import TrainingSettings
 
 REPO = "someone/tiny-detector"
@@ -203,7 +203,7 @@ def test_existing_repositories(hub, client, model_dir, tmp_path, capsys):
 
 
 def test_a_repository_changed_meanwhile_is_left_alone(hub, client, model_dir, monkeypatch, capsys):
-    from sap_detr_hf import publish
+    from sap_detr_hf.hub import publish
 
     hub.repositories[REPO] = Repository()
     check = publish.check_model

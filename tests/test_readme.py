@@ -14,7 +14,7 @@ from tiny_model import tiny_model
 from sap_detr_hf import SapDetrImageProcessorPil
 from sap_detr_hf.data.dataset import load_detection_data
 from sap_detr_hf.evaluation.coco_metric import CocoMetric
-from sap_detr_hf.remote_code import code_files
+from sap_detr_hf.hub.remote_code import code_files
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "sap_detr_hf"

@@ -14,7 +14,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor  #
 from transformers.utils import is_torchvision_available
 
 import sap_detr_hf
-from sap_detr_hf.remote_code import add_remote_code, code_files
+from sap_detr_hf.hub.remote_code import add_remote_code, code_files
 
 LOAD = """
 import json, sys

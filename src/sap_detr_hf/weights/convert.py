@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
+from ..hub.model_card import card_of_converted
 from ..model.coco_labels import COCO_ID2LABEL
 from ..model.configuration_sap_detr import PUBLISHED_VARIANTS, SapDetrConfig
 from ..model.image_processing_pil_sap_detr import SapDetrImageProcessorPil
 from ..model.modeling_sap_detr import SapDetrForObjectDetection
 from ..model.salient_points import grid_logits
-from ..model_card import card_of_converted
 from .released_names import released_name, shared_source, split_attention_projection
 
 logger = logging.getLogger(__name__)

@@ -7,8 +7,8 @@ from typing import Any
 
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from .files import whole_file
-from .model.configuration_sap_detr import SapDetrConfig
+from ..files import whole_file
+from ..model.configuration_sap_detr import SapDetrConfig
 
 # What the Auto classes of transformers are told; `AutoImageProcessor` takes the backend that the machine has.
 CONFIG_AUTO_MAP = {
@@ -26,7 +26,7 @@ IMAGE_PROCESSOR_AUTO_MAP = {
 
 def code_files() -> list[Path]:
     """The package's files that the Auto classes name and, by transformers' own reading, all that these import."""
-    package = Path(__file__).parent / "model"
+    package = Path(__file__).parents[1] / "model"
     references = [*CONFIG_AUTO_MAP.values(), *IMAGE_PROCESSOR_AUTO_MAP["AutoImageProcessor"].values()]
     entries = {package / f"{reference.split('.')[0]}.py" for reference in references}
     imported = {Path(file) for entry in entries for file in get_relative_import_files(entry)}

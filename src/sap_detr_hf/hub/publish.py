@@ -25,11 +25,11 @@ from PIL import Image
 from safetensors import SafetensorError
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-from .model.configuration_sap_detr import SapDetrConfig
-from .model.modeling_sap_detr import SapDetrForObjectDetection
+from ..model.configuration_sap_detr import SapDetrConfig
+from ..model.modeling_sap_detr import SapDetrForObjectDetection
+from ..training.settings import TrainingSettings, read_recipe
 from .model_card import CONVERTED_TAG, RELEASED_LICENSE, REPO_ID, CardSources, check_card, model_card, read_results
 from .remote_code import remote_code_contents
-from .training.settings import TrainingSettings, read_recipe
 
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 # Weights that transformers would load from a repository; those of an earlier model must not outlive it.

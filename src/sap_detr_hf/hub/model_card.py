@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from .markdown_table import markdown_table
-from .model.coco_labels import COCO_CATEGORIES
-from .model.configuration_sap_detr import PUBLISHED_VARIANTS, SapDetrConfig
-from .model.modeling_sap_detr import SapDetrForObjectDetection
-from .training.settings import TrainingSettings
-from .weights.pretrained import needs_timm
+from ..markdown_table import markdown_table
+from ..model.coco_labels import COCO_CATEGORIES
+from ..model.configuration_sap_detr import PUBLISHED_VARIANTS, SapDetrConfig
+from ..model.modeling_sap_detr import SapDetrForObjectDetection
+from ..training.settings import TrainingSettings
+from ..weights.pretrained import needs_timm
 
 # A path from the root, alone or within a command; not the middle of a relative path or of a URL.
 ABSOLUTE_PATH = re.compile(r"(?<![\w.:/~-])/[^\s'\"]+")

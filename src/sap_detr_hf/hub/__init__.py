@@ -1,0 +1,1 @@
+"""Sharing a model: card, code and upload."""
