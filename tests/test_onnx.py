@@ -20,12 +20,9 @@ from timm.layers import Conv2dSame
 from tiny_model import tiny_inputs, tiny_model
 from torch.export import Dim
 
-from sap_detr_hf import SapDetrForObjectDetection, SapDetrImageProcessorPil, onnx_export
+from sap_detr_hf import SapDetrForObjectDetection, SapDetrImageProcessorPil
 from sap_detr_hf.digits import make_digits
-from sap_detr_hf.inference.salient_detection import detect_with_points
-from sap_detr_hf.model.image_files import open_image
-from sap_detr_hf.onnx_evaluation import evaluate_exported, result_table
-from sap_detr_hf.onnx_export import (
+from sap_detr_hf.export.onnx import (
     INPUT_NAMES,
     OUTPUT_NAMES,
     ExportError,
@@ -35,8 +32,11 @@ from sap_detr_hf.onnx_export import (
     export_onnx,
     padded_noise,
 )
-from sap_detr_hf.onnx_same_padding import onnx_translations, replace_same_convolutions
-from sap_detr_hf.onnx_session import OnnxDetector, open_session
+from sap_detr_hf.export.same_padding import onnx_translations, replace_same_convolutions
+from sap_detr_hf.export.session import OnnxDetector, open_session
+from sap_detr_hf.inference.salient_detection import detect_with_points
+from sap_detr_hf.model.image_files import open_image
+from sap_detr_hf.onnx_evaluation import evaluate_exported, result_table
 
 onnx = pytest.importorskip("onnx")
 
@@ -136,7 +136,7 @@ def test_export_that_differs_is_refused(exported, model, tmp_path, monkeypatch):
     stored = SimpleNamespace(
         model=SimpleNamespace(metadata_props={}), save=lambda path, **_: shutil.copy(exported.path, path)
     )
-    monkeypatch.setattr(onnx_export, "_traced", lambda _: stored)
+    monkeypatch.setattr("sap_detr_hf.export.onnx._traced", lambda _: stored)
     export_onnx(model, SapDetrImageProcessorPil(size=SIZE), tmp_path / "same.onnx")
     with torch.no_grad():
         other = SapDetrForObjectDetection(model.config).eval()
@@ -292,7 +292,7 @@ def test_convolutions_with_same_padding(tmp_path):
 
 def test_absent_packages_are_named(tmp_path):
     program = """
-from sap_detr_hf.onnx_session import open_session
+from sap_detr_hf.export.session import open_session
 try:
     open_session("model.onnx")
 except ImportError as error:

@@ -17,9 +17,9 @@ from .environment import hardware_name, software_versions
 from .evaluation.coco_metric import METRIC_NAMES
 from .evaluation.evaluate import evaluate_detections, ground_truth, processed_size
 from .evaluation.report import check_images_exist
+from .export.session import OnnxDetector
 from .markdown_table import markdown_table
 from .model.image_processing_pil_sap_detr import SapDetrImageProcessorPil
-from .onnx_session import OnnxDetector
 from .weights.pretrained import load_pretrained
 
 SHOWN_METRICS = ("AP", "AP50", "AP75")

@@ -16,10 +16,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from .files import whole_file
-from .markdown_table import markdown_table
-from .onnx_same_padding import onnx_translations, replace_same_convolutions
-from .onnx_session import open_session, require_onnx
+from ..files import whole_file
+from ..markdown_table import markdown_table
+from .same_padding import onnx_translations, replace_same_convolutions
+from .session import open_session, require_onnx
 
 INPUT_NAMES = ("pixel_values", "pixel_mask")
 OUTPUT_NAMES = ("logits", "pred_boxes", "pred_points")

@@ -4,8 +4,8 @@ import logging
 import os
 from pathlib import Path
 
-from .files import whole_file
-from .onnx_session import open_session
+from ..files import whole_file
+from .session import open_session
 
 
 def quantize_int8(path: str | Path, int8_path: str | Path) -> None:

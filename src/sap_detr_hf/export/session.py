@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from .model.image_processing_pil_sap_detr import SapDetrImageProcessorPil
+from ..model.image_processing_pil_sap_detr import SapDetrImageProcessorPil
 
 if TYPE_CHECKING:
     import onnxruntime
