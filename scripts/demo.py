@@ -17,7 +17,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--epochs", type=int, help="instead of the recipe's")
     args = parser.parse_args(argv)
     # After the arguments, so that --help answers at once
-    from sap_detr_hf.demo import run_demo
+    from sap_detr_hf.demo.run import run_demo
     from sap_detr_hf.training.failure import TrainingFailed
 
     overrides = {} if args.epochs is None else {"epochs": args.epochs}

@@ -14,7 +14,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
     # After the arguments, so that --help answers at once
-    from sap_detr_hf.digits import make_digits
+    from sap_detr_hf.demo.digits import make_digits
 
     try:
         files = make_digits(

@@ -12,9 +12,8 @@ from transformers import AutoBackbone, AutoImageProcessor, AutoModelForObjectDet
 
 from sap_detr_hf import convergence
 from sap_detr_hf.convergence import FAMILIES, build_start, check_comparable, compare_convergence, draw_comparison
-from sap_detr_hf.demo import packaged_backbone
-from sap_detr_hf.digits import make_digits
-from sap_detr_hf.training import loop
+from sap_detr_hf.demo.digits import make_digits
+from sap_detr_hf.demo.run import packaged_backbone
 from sap_detr_hf.training.run import build_accelerator, load_data, prepare_run
 from sap_detr_hf.training.settings import TrainingSettings, read_recipe
 from sap_detr_hf.weights.backbone import load_backbone_weights

@@ -10,7 +10,7 @@ from project_scripts import load_script
 from sap_detr_hf import SapDetrConfig
 from sap_detr_hf.data.checks import EXAMPLES, WARNINGS, cheap_checks, full_checks
 from sap_detr_hf.data.dataset import load_detection_data
-from sap_detr_hf.digits import make_digits
+from sap_detr_hf.demo.digits import make_digits
 
 CATEGORIES = [{"id": 1, "name": "cat"}, {"id": 4, "name": "dog"}]
 NAN = float("nan")

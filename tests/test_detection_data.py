@@ -26,7 +26,7 @@ from sap_detr_hf.data.dataset import (
     collate,
     load_detection_data,
 )
-from sap_detr_hf.digits import make_digits
+from sap_detr_hf.demo.digits import make_digits
 
 CATEGORIES = [{"id": 7, "name": "train"}, {"id": 3, "name": "car"}]
 SIZE = {"shortest_edge": 96, "longest_edge": 160}

@@ -8,7 +8,7 @@ from PIL import Image
 from project_scripts import load_script
 from pycocotools.coco import COCO
 
-from sap_detr_hf.digits import _background, digit_sources, make_digits, make_picture
+from sap_detr_hf.demo.digits import _background, digit_sources, make_digits, make_picture
 
 
 def test_data_set_is_coco_and_every_picture_is_there(tmp_path):

@@ -6,7 +6,7 @@ from PIL import Image
 from project_scripts import load_script
 
 from sap_detr_hf import SapDetrConfig, SapDetrImageProcessorPil
-from sap_detr_hf.digits import make_digits
+from sap_detr_hf.demo.digits import make_digits
 from sap_detr_hf.drawing import contact_sheet, draw_detections, draw_sample, label_colour
 
 

@@ -11,7 +11,7 @@ from tiny_model import tiny_inputs, tiny_labels, tiny_model
 from tiny_training import ENVIRONMENT, SCRIPT, write_recipe
 from torch._dynamo.utils import counters
 
-from sap_detr_hf.digits import make_digits
+from sap_detr_hf.demo.digits import make_digits
 from sap_detr_hf.gaussian_forms import GAUSSIAN_FORMS, gaussian_form
 from sap_detr_hf.training.compilation import compile_transformer
 

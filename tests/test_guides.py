@@ -16,7 +16,7 @@ from project_scripts import load_script
 from tiny_training import TINY_MODEL, run_here
 
 from sap_detr_hf import SapDetrConfig, SapDetrForObjectDetection, SapDetrImageProcessor
-from sap_detr_hf.digits import make_digits
+from sap_detr_hf.demo.digits import make_digits
 from sap_detr_hf.training.settings import field_types
 
 ROOT = Path(__file__).parents[1]

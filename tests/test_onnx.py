@@ -20,8 +20,8 @@ from timm.layers import Conv2dSame
 from tiny_model import tiny_inputs, tiny_model
 from torch.export import Dim
 
-from sap_detr_hf import SapDetrForObjectDetection, SapDetrImageProcessorPil
-from sap_detr_hf.digits import make_digits
+from sap_detr_hf import SapDetrForObjectDetection, SapDetrImageProcessorPil, onnx_export
+from sap_detr_hf.demo.digits import make_digits
 from sap_detr_hf.export.onnx import (
     INPUT_NAMES,
     OUTPUT_NAMES,

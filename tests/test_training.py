@@ -20,7 +20,7 @@ from tiny_training import (
 )
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
-from sap_detr_hf.digits import make_digits
+from sap_detr_hf.demo.digits import make_digits
 from sap_detr_hf.training import checkpoints
 
 

@@ -7,7 +7,7 @@ from accelerate.state import AcceleratorState, GradientState
 from project_scripts import load_script
 from tiny_training import write_recipe
 
-from sap_detr_hf.digits import make_digits
+from sap_detr_hf.demo.digits import make_digits
 from sap_detr_hf.training.failure import TrainingFailed
 from sap_detr_hf.training.settings import settings_from_arguments
 from sap_detr_hf.training.throughput import measure_throughput

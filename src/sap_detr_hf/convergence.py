@@ -34,7 +34,7 @@ from transformers import (
 )
 
 from .data.dataset import DetectionData
-from .demo import packaged_backbone
+from .demo.run import packaged_backbone
 from .environment import hardware_name, software_versions
 from .evaluation.report import write_results
 from .markdown_table import markdown_table

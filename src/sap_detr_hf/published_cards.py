@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from . import digits
+from .demo import digits
 from .hub.model_card import ABSOLUTE_PATH, CardSources, card_of_converted, model_card, read_results
 from .model.configuration_sap_detr import PUBLISHED_VARIANTS, SapDetrConfig
 from .training.settings import TrainingSettings, read_recipe

@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 from transformers import AutoImageProcessor, AutoModelForObjectDetection, pipeline
 
+from ..drawing import contact_sheet, draw_detections
+from ..evaluation.report import EvaluationSettings, evaluate_model
+from ..inference.salient_detection import detect_with_points
+from ..model.image_files import open_image
+from ..training.loop import train
+from ..training.settings import TrainingSettings, read_recipe
 from .digits import make_digits
-from .drawing import contact_sheet, draw_detections
-from .evaluation.report import EvaluationSettings, evaluate_model
-from .inference.salient_detection import detect_with_points
-from .model.image_files import open_image
-from .training.loop import train
-from .training.settings import TrainingSettings, read_recipe
 
 PICTURES = 12
 THRESHOLD = 0.3

@@ -1,0 +1,1 @@
+"""A small model trained on handwritten digits, from nothing to AP."""
