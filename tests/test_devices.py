@@ -11,7 +11,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sap_detr_hf.gaussian_forms import gaussian_form
+from benchmarks.gaussian_forms import gaussian_form
 from sap_detr_hf.model import loss as loss_sap_detr
 
 

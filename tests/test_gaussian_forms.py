@@ -2,7 +2,7 @@ import pytest
 import torch
 from tiny_model import tiny_inputs, tiny_labels, tiny_model
 
-from sap_detr_hf.gaussian_forms import GAUSSIAN_FORMS, gaussian_form
+from benchmarks.gaussian_forms import GAUSSIAN_FORMS, gaussian_form
 
 PADDED, FULL = ((256, 320), (192, 320)), ((256, 320), (256, 320))
 

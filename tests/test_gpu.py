@@ -11,8 +11,8 @@ from tiny_model import tiny_inputs, tiny_labels, tiny_model
 from tiny_training import ENVIRONMENT, SCRIPT, write_recipe
 from torch._dynamo.utils import counters
 
+from benchmarks.gaussian_forms import GAUSSIAN_FORMS, gaussian_form
 from sap_detr_hf.demo.digits import make_digits
-from sap_detr_hf.gaussian_forms import GAUSSIAN_FORMS, gaussian_form
 from sap_detr_hf.training.compilation import compile_transformer
 
 FORMS = [None, *GAUSSIAN_FORMS]

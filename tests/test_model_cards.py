@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 from PIL import Image
-from project_scripts import load_script
 from tiny_model import tiny_config, tiny_model
 
+from benchmarks import write_cards
+from benchmarks.published_cards import all_cards, speed_of, without_machine_paths
 from sap_detr_hf import SapDetrConfig, SapDetrImageProcessorPil
 from sap_detr_hf.hub.model_card import (
     RECIPE,
@@ -26,7 +27,6 @@ from sap_detr_hf.hub.model_card import (
 )
 from sap_detr_hf.hub.remote_code import add_remote_code
 from sap_detr_hf.model.configuration_sap_detr import PUBLISHED_VARIANTS
-from sap_detr_hf.published_cards import all_cards, speed_of, without_machine_paths
 from sap_detr_hf.training.settings import TrainingSettings, read_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -55,7 +55,7 @@ def _sources(**changes) -> CardSources:
 
 
 def test_cards_are_what_the_sources_give(tmp_path):
-    assert load_script("write_model_cards").main(["--output", str(tmp_path)]) == 0
+    assert write_cards.main(["--output", str(tmp_path)]) == 0
     written = {path.name: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()}
     assert sorted(written) == sorted(NAMES)
     assert written == CARDS
@@ -256,7 +256,7 @@ def test_demo_sources_are_taken_without_machine_paths(tmp_path, capsys):
     results = {**EVALUATION, "image_size": {"shortest_edge": 64, "longest_edge": 64}, "annotation_file": "/a/b.json"}
     (demo / "evaluation" / "results.json").write_text(json.dumps(results))
     arguments = ["--demo", str(demo), "--sources", str(tmp_path / "sources"), "--output", str(tmp_path / "cards")]
-    assert load_script("write_model_cards").main(arguments) == 0
+    assert write_cards.main(arguments) == 0
     kept = "".join(path.read_text() for path in (tmp_path / "sources").iterdir())
     assert str(tmp_path) not in kept
     assert "/opt" not in kept
@@ -265,7 +265,7 @@ def test_demo_sources_are_taken_without_machine_paths(tmp_path, capsys):
     card = (tmp_path / "cards" / "demo.md").read_text()
     assert "on the split `train` of digits (real handwritten digits" in card
     (demo / "evaluation" / "results.json").unlink()
-    assert load_script("write_model_cards").main(arguments) == 2
+    assert write_cards.main(arguments) == 2
     assert "results.json" in capsys.readouterr().err
 
 

@@ -20,7 +20,9 @@ from timm.layers import Conv2dSame
 from tiny_model import tiny_inputs, tiny_model
 from torch.export import Dim
 
-from sap_detr_hf import SapDetrForObjectDetection, SapDetrImageProcessorPil, onnx_export
+from benchmarks import evaluate_onnx
+from benchmarks.onnx_evaluation import evaluate_exported, result_table
+from sap_detr_hf import SapDetrForObjectDetection, SapDetrImageProcessorPil
 from sap_detr_hf.demo.digits import make_digits
 from sap_detr_hf.export.onnx import (
     INPUT_NAMES,
@@ -36,7 +38,6 @@ from sap_detr_hf.export.same_padding import onnx_translations, replace_same_conv
 from sap_detr_hf.export.session import OnnxDetector, open_session
 from sap_detr_hf.inference.salient_detection import detect_with_points
 from sap_detr_hf.model.image_files import open_image
-from sap_detr_hf.onnx_evaluation import evaluate_exported, result_table
 
 onnx = pytest.importorskip("onnx")
 
@@ -157,9 +158,9 @@ def test_commands_state_what_is_wrong(tmp_path, capsys):
     assert load_script("export_onnx").main([str(tmp_path), str(tmp_path / "out.onnx")]) == 2
     assert "has no config.json" in capsys.readouterr().err
     (tmp_path / "broken.onnx").write_bytes(b"no model")
-    assert load_script("evaluate_onnx").main([str(tmp_path / "broken.onnx"), "--size", "64", "64"]) == 2
+    assert evaluate_onnx.main([str(tmp_path / "broken.onnx"), "--size", "64", "64"]) == 2
     assert "cannot be loaded as an ONNX model" in capsys.readouterr().err
-    assert load_script("evaluate_onnx").main([str(tmp_path / "broken.onnx")]) == 2
+    assert evaluate_onnx.main([str(tmp_path / "broken.onnx")]) == 2
     assert "image size must be given" in capsys.readouterr().err
 
 
@@ -213,7 +214,7 @@ def test_evaluation_of_the_files(exported, model_directory, model, tmp_path, cap
     make_digits(tmp_path / "digits", train=1, val=3, size=(96, 96))
     output = tmp_path / "onnx.json"
     arguments = [str(model_directory), str(exported.path), str(exported.int8), "--data", str(tmp_path / "digits")]
-    assert load_script("evaluate_onnx").main([*arguments, "--rounds", "2", "--json", str(output)]) == 0
+    assert evaluate_onnx.main([*arguments, "--rounds", "2", "--json", str(output)]) == 0
     results = json.loads(output.read_text())
     assert [one["name"] for one in results["models"]] == ["model", "tiny.onnx", "tiny.int8.onnx"]
     assert (results["setting"]["images"], results["setting"]["height"]) == (3, 96)
@@ -225,7 +226,7 @@ def test_evaluation_of_the_files(exported, model_directory, model, tmp_path, cap
 
 def test_size_and_latency_beside_the_first_model(exported, model_directory, model, monkeypatch):
     seconds = [[4.0, 6.0, 2.0], [1.0, 2.0, 4.0]]  # ratios of the rounds: 4, 3, 0.5
-    monkeypatch.setattr("sap_detr_hf.onnx_evaluation.paired_seconds", lambda actions, rounds: seconds)
+    monkeypatch.setattr("benchmarks.onnx_evaluation.paired_seconds", lambda actions, rounds: seconds)
     torch_model, onnx_model = evaluate_exported([str(model_directory), str(exported.path)], size=(96, 128))["models"]
     assert (torch_model["seconds"], torch_model["speedup"]) == (4, 1)
     assert (onnx_model["seconds"], onnx_model["speedup"]) == (2, 3)

@@ -1,7 +1,7 @@
 import torch
 from tiny_model import tiny_inputs, tiny_model
 
-from sap_detr_hf.released_form import released_form
+from benchmarks.released_form import released_form
 
 
 def test_released_form_gives_the_same_outputs():

@@ -13,7 +13,7 @@ def quantize_int8(path: str | Path, int8_path: str | Path) -> None:
 
     Weights have one scale a channel and 7 bits of range, so that processors without VNNI do not saturate; activations
     get their scale at run time. Convolutions stay in float32: onnxruntime's `ConvInteger` is many times slower.
-    Shape, inputs, outputs and metadata stay. `scripts/evaluate_onnx.py` measures what it costs.
+    Shape, inputs, outputs and metadata stay. `benchmarks/evaluate_onnx.py` measures what it costs.
 
     Raises:
         FileNotFoundError, ImportError, ValueError: see [`open_session`].

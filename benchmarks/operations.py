@@ -6,8 +6,9 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from .benchmark_tasks import TASKS, Case
-from .markdown_table import markdown_table
+from sap_detr_hf.markdown_table import markdown_table
+
+from .tasks import TASKS, Case
 
 CALLS = 3
 

@@ -11,11 +11,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 import sap_detr_hf
+from sap_detr_hf.model.loss import sap_detr_loss
+from sap_detr_hf.training.compilation import compile_transformer
+from sap_detr_hf.weights.pretrained import AUTOCAST_DTYPES
 
-from .benchmark_models import box_labels, build_model, image_batch
-from .model.loss import sap_detr_loss
-from .training.compilation import compile_transformer
-from .weights.pretrained import AUTOCAST_DTYPES
+from .models import box_labels, build_model, image_batch
 
 
 @dataclass(frozen=True)

@@ -33,20 +33,20 @@ from transformers import (
     PreTrainedModel,
 )
 
-from .data.dataset import DetectionData
-from .demo.run import packaged_backbone
-from .environment import hardware_name, software_versions
-from .evaluation.report import write_results
-from .markdown_table import markdown_table
-from .model.configuration_sap_detr import SapDetrConfig
-from .model.modeling_sap_detr import SapDetrForObjectDetection
-from .training.checkpoints import save_model_directory
-from .training.loop import train
-from .training.model import build_image_processor
-from .training.reporting import METRICS_FILE
-from .training.run import load_data
-from .training.settings import TrainingSettings
-from .weights.backbone import load_backbone_weights
+from sap_detr_hf.data.dataset import DetectionData
+from sap_detr_hf.demo.run import packaged_backbone
+from sap_detr_hf.environment import hardware_name, software_versions
+from sap_detr_hf.evaluation.report import write_results
+from sap_detr_hf.markdown_table import markdown_table
+from sap_detr_hf.model.configuration_sap_detr import SapDetrConfig
+from sap_detr_hf.model.modeling_sap_detr import SapDetrForObjectDetection
+from sap_detr_hf.training.checkpoints import save_model_directory
+from sap_detr_hf.training.loop import train
+from sap_detr_hf.training.model import build_image_processor
+from sap_detr_hf.training.reporting import METRICS_FILE
+from sap_detr_hf.training.run import load_data
+from sap_detr_hf.training.settings import TrainingSettings
+from sap_detr_hf.weights.backbone import load_backbone_weights
 
 # What every family has under the same name; `d_model` and the number of queries are named in the builders.
 SHARED_SIZES = ("encoder_layers", "encoder_ffn_dim", "encoder_attention_heads",

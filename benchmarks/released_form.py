@@ -6,7 +6,11 @@ parts of d / H per head, and attention weights are materialised.
 
 import torch
 
-from .model.modeling_sap_detr import SapDetrCrossAttention, SapDetrForObjectDetection, SapDetrSideDirectedGaussian
+from sap_detr_hf.model.modeling_sap_detr import (
+    SapDetrCrossAttention,
+    SapDetrForObjectDetection,
+    SapDetrSideDirectedGaussian,
+)
 
 
 class MaterialisedGaussian(SapDetrSideDirectedGaussian):

@@ -14,11 +14,12 @@ from transformers import (
     PreTrainedModel,
 )
 
+from sap_detr_hf.model.configuration_sap_detr import PUBLISHED_VARIANTS, R50_BACKBONE, SapDetrConfig
+from sap_detr_hf.model.modeling_sap_detr import SapDetrForObjectDetection
+from sap_detr_hf.training.compilation import allow_compilations
+
 from .gaussian_forms import GAUSSIAN_FORMS, gaussian_form
-from .model.configuration_sap_detr import PUBLISHED_VARIANTS, R50_BACKBONE, SapDetrConfig
-from .model.modeling_sap_detr import SapDetrForObjectDetection
 from .released_form import released_form
-from .training.compilation import allow_compilations
 
 PEERS: dict[str, tuple[Any, Any]] = {
     "dab-detr-r50": (DabDetrConfig, DabDetrForObjectDetection),

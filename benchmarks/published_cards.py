@@ -6,10 +6,10 @@ from typing import Any
 
 import yaml
 
-from .demo import digits
-from .hub.model_card import ABSOLUTE_PATH, CardSources, card_of_converted, model_card, read_results
-from .model.configuration_sap_detr import PUBLISHED_VARIANTS, SapDetrConfig
-from .training.settings import TrainingSettings, read_recipe
+from sap_detr_hf.demo import digits
+from sap_detr_hf.hub.model_card import ABSOLUTE_PATH, CardSources, card_of_converted, model_card, read_results
+from sap_detr_hf.model.configuration_sap_detr import PUBLISHED_VARIANTS, SapDetrConfig
+from sap_detr_hf.training.settings import TrainingSettings, read_recipe
 
 DEMO_SOURCES = {"config.json": "model", "settings.yaml": "model", "results.json": "evaluation"}
 """What the demo's card is written from, and the folder of the demo's output that it lies in."""

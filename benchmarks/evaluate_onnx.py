@@ -16,8 +16,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="also write the results here")
     args = parser.parse_args(argv)
     # after the arguments, so that --help answers at once
+    from benchmarks.onnx_evaluation import evaluate_exported, result_table
     from sap_detr_hf.evaluation.report import write_results
-    from sap_detr_hf.onnx_evaluation import evaluate_exported, result_table
 
     try:
         size = None if args.size is None else tuple(args.size)

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+SPEED = ROOT / "benchmarks" / "results" / "forward_cpu.md"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -13,9 +14,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=ROOT / "model_cards", help="folder of the cards")
     parser.add_argument("--sources", type=Path, default=ROOT / "docs" / "demo", help="sources of the demo's card")
     parser.add_argument("--demo", type=Path, help="output of scripts/demo.py, from which the sources are taken first")
-    parser.add_argument("--speed", type=Path, default=ROOT / "benchmarks" / "forward_cpu.md", help="table of speeds")
+    parser.add_argument("--speed", type=Path, default=SPEED, help="table of speeds")
     args = parser.parse_args(argv)
-    from sap_detr_hf.published_cards import all_cards, take_demo_sources  # after the arguments, for a quick --help
+    from benchmarks.published_cards import all_cards, take_demo_sources  # after the arguments, for a quick --help
 
     try:
         if args.demo is not None:

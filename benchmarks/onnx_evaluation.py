@@ -10,17 +10,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from .benchmark import paired_seconds
-from .benchmark_models import image_batch
-from .data.dataset import DetectionData, check_categories, load_detection_data
-from .environment import hardware_name, software_versions
-from .evaluation.coco_metric import METRIC_NAMES
-from .evaluation.evaluate import evaluate_detections, ground_truth, processed_size
-from .evaluation.report import check_images_exist
-from .export.session import OnnxDetector
-from .markdown_table import markdown_table
-from .model.image_processing_pil_sap_detr import SapDetrImageProcessorPil
-from .weights.pretrained import load_pretrained
+from sap_detr_hf.data.dataset import DetectionData, check_categories, load_detection_data
+from sap_detr_hf.environment import hardware_name, software_versions
+from sap_detr_hf.evaluation.coco_metric import METRIC_NAMES
+from sap_detr_hf.evaluation.evaluate import evaluate_detections, ground_truth, processed_size
+from sap_detr_hf.evaluation.report import check_images_exist
+from sap_detr_hf.export.session import OnnxDetector
+from sap_detr_hf.markdown_table import markdown_table
+from sap_detr_hf.model.image_processing_pil_sap_detr import SapDetrImageProcessorPil
+from sap_detr_hf.weights.pretrained import load_pretrained
+
+from .measure import paired_seconds
+from .models import image_batch
 
 SHOWN_METRICS = ("AP", "AP50", "AP75")
 

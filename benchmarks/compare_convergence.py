@@ -17,12 +17,12 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command: 0 when all are trained, 1 for a failed or stopped training, 2 for wrong settings or data."""
     args = argument_parser().parse_args(argv)
     # After the arguments, so that --help answers at once
-    from sap_detr_hf.convergence import compare_convergence, report_text
+    from benchmarks.convergence import compare_convergence, report_text
     from sap_detr_hf.training.failure import TrainingFailed
     from sap_detr_hf.training.settings import TrainingSettings, read_recipe
 
     given = {"epochs": args.epochs, "seed": args.seed, "backbone_weights": args.backbone_weights}
-    command = shlex.join(["scripts/compare_convergence.py", *(sys.argv[1:] if argv is None else argv)])
+    command = shlex.join(["python", "-m", "benchmarks.compare_convergence", *(sys.argv[1:] if argv is None else argv)])
     try:
         recipe = {**read_recipe(args.recipe), "data": args.data, "output_dir": str(args.output)}
         shared = TrainingSettings(**recipe | {name: value for name, value in given.items() if value is not None})

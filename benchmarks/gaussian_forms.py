@@ -1,6 +1,6 @@
 """The side-directed Gaussian inside a fused attention kernel, without a bias of shape (queries, tokens) in memory.
 
-Two candidates beside the model's separable bias, for `scripts/benchmark.py` to compare on a device:
+Two candidates beside the model's separable bias, for `benchmarks/compare_speed.py` to compare on a device:
 
 * `channels`: the square expands into a product of what the query knows and what the token knows,
   `-(x - c)^2 u^2 / 8 = -u^2 / 8 x^2 + c u^2 / 4 x + (what a softmax ignores)`, so that four more channels of queries
@@ -15,7 +15,11 @@ Neither has been measured on a GPU.
 import torch
 from torch.nn.attention.flex_attention import flex_attention
 
-from .model.modeling_sap_detr import SapDetrCrossAttention, SapDetrForObjectDetection, SapDetrSideDirectedGaussian
+from sap_detr_hf.model.modeling_sap_detr import (
+    SapDetrCrossAttention,
+    SapDetrForObjectDetection,
+    SapDetrSideDirectedGaussian,
+)
 
 SQUARE_SCALE, LINE_SCALE = 4.0, 256.0  # of the token's channels; float16 holds maps of up to 255 tokens a side
 FAR = -1e30  # of a padding token, or the least number that the precision holds

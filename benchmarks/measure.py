@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
-from .benchmark_models import count_cost, count_training_products
-from .benchmark_tasks import TASKS, Case
-from .environment import hardware_name, memory_settings, software_versions, tf32_settings
-from .weights.pretrained import AUTOCAST_DTYPES
+from sap_detr_hf.environment import hardware_name, memory_settings, software_versions, tf32_settings
+from sap_detr_hf.weights.pretrained import AUTOCAST_DTYPES
+
+from .models import count_cost, count_training_products
+from .tasks import TASKS, Case
 
 WARM_UP_ROUNDS = 2
 COUNTED_TASKS = ("forward", "training")  # those with multiply-adds

@@ -7,8 +7,9 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
-from .benchmark import Measurement
-from .markdown_table import markdown_table
+from sap_detr_hf.markdown_table import markdown_table
+
+from .measure import Measurement
 
 
 def table(measurements: list[Measurement]) -> str:
@@ -32,7 +33,7 @@ def table(measurements: list[Measurement]) -> str:
 
 
 def setting(environment: dict[str, Any]) -> str:
-    """One line about what [`sap_detr_hf.benchmark.environment`] found."""
+    """One line about what [`benchmarks.measure.environment`] found."""
     hardware = environment["hardware"]
     device = hardware.get("gpu") or f"{hardware['cpu']}, {hardware['threads']} threads"
     used = [f"{name} {number}" for name, number in environment["versions"].items()]
@@ -49,7 +50,7 @@ def write_report(
         folder: made if needed.
         name: for instance "forward_cpu".
         groups: measurements; each group was measured together.
-        environment: of [`sap_detr_hf.benchmark.environment`].
+        environment: of [`benchmarks.measure.environment`].
         command: how the results were made.
         text: content of the Markdown file.
     """

@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .benchmark import Measurement, measure
-from .benchmark_tasks import Case
-from .markdown_table import markdown_table
+from sap_detr_hf.markdown_table import markdown_table
+
+from .measure import Measurement, measure
+from .tasks import Case
 
 
 @dataclass(frozen=True)

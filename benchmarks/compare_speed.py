@@ -30,10 +30,10 @@ def main(argv: list[str] | None = None) -> int:
     import torch
     from tqdm import tqdm
 
-    from sap_detr_hf.benchmark import environment, measure
-    from sap_detr_hf.benchmark_bars import bars_table, measure_bars
-    from sap_detr_hf.benchmark_profile import operation_times, profile_table
-    from sap_detr_hf.benchmark_report import setting, table, write_report
+    from benchmarks.measure import environment, measure
+    from benchmarks.operations import operation_times, profile_table
+    from benchmarks.report import setting, table, write_report
+    from benchmarks.targets import bars_table, measure_bars
 
     def progress(items):
         return tqdm(items, disable=None, desc=args.task, leave=False)
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     print(text, end="")
     if args.output is not None:
         name = f"{args.task}_{args.device}" + (f"_{args.name}" if args.name else "")
-        command = shlex.join(["scripts/benchmark.py", *argv])
+        command = shlex.join(["python", "-m", "benchmarks.compare_speed", *argv])
         write_report(args.output, name, groups, measured_on, command, text)
     return 0
 
@@ -102,7 +102,7 @@ def _problem(args: argparse.Namespace) -> str | None:
 
 def _groups(args: argparse.Namespace) -> list[list]:
     """The cases to compare; those of one group take turns."""
-    from sap_detr_hf.benchmark_tasks import Case
+    from benchmarks.tasks import Case
     from sap_detr_hf.weights.pretrained import AUTOCAST_DTYPES
 
     dtypes = args.dtypes or ["float32"]

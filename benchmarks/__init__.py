@@ -1,0 +1,1 @@
+"""Benchmarks and comparisons of this project; not part of the wheel."""
