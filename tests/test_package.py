@@ -109,7 +109,7 @@ def public_objects() -> dict[str, object]:
 
 
 def test_public_names_are_documented_and_tested():
-    tests = "\n".join(path.read_text() for path in ROOT.glob("tests/test_*.py"))
+    tests = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
     names = public_objects()
     assert names.keys() >= set(sap_detr_hf.__all__)
     for name, thing in names.items():

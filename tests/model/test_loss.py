@@ -203,7 +203,7 @@ def test_two_processes_equal_one_on_the_joined_batch(tmp_path):
     """Real Gloo processes, one of them without any box: same loss, same gradients."""
     script = tmp_path / "two.py"
     script.write_text(TWO_PROCESSES)
-    tests = str(Path(__file__).parent)
+    tests = str(Path(__file__).parents[1])
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
     subprocess.run(
         [*command, str(tmp_path / "out.pt")],

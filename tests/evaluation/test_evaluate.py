@@ -29,7 +29,7 @@ from sap_detr_hf.evaluation.evaluate import (
 from sap_detr_hf.evaluation.mistakes import count_mistakes, threshold_curve
 from sap_detr_hf.evaluation.report import REPORT, plot_precision_recall, plot_thresholds
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SIZES = [(96, 64), (64, 96), (120, 80), (80, 80), (96, 64), (150, 60), (96, 64)]  # width, height
 CATEGORIES = {7: "red", 3: "green", 40: "blue"}  # id -> name
 CHANNEL_OF = {3: 1, 7: 0, 40: 2}

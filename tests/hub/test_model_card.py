@@ -29,7 +29,7 @@ from sap_detr_hf.hub.remote_code import add_remote_code
 from sap_detr_hf.model.configuration_sap_detr import PUBLISHED_VARIANTS
 from sap_detr_hf.training.settings import TrainingSettings, read_recipe
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CARDS = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "model_cards").glob("*.md")}
 NAMES = [*(f"{variant}.md" for variant in PUBLISHED_VARIANTS), "demo.md"]
 

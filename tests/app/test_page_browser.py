@@ -21,7 +21,7 @@ from sap_detr_hf.app.pictures import PictureDetections, PictureDetector, draw_pi
 from sap_detr_hf.app.space import export_space
 from sap_detr_hf.inference.predict import load_detector
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 # Where tests must not be passed over (continuous integration sets CI), a missing browser fails.
 needs_browser = pytest.mark.skipif(CHROMIUM is None and "CI" not in os.environ, reason="needs Debian's chromium")
 

@@ -11,7 +11,7 @@ import yaml
 from sap_detr_hf import SapDetrConfig
 from sap_detr_hf.training.settings import TrainingSettings, field_reasons, read_recipe, settings_from_arguments
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 NEEDED = ["--variant", "r50", "--data", "coco"]
 

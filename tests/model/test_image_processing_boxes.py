@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from test_image_processing import SMALL, both_backends, photograph, target
+from processor_cases import SMALL, both_backends, photograph, target
 
 from sap_detr_hf.model.image_processing_pil_sap_detr import SapDetrImageProcessorPil
 

@@ -41,7 +41,7 @@ from sap_detr_hf.model.image_files import open_image
 
 onnx = pytest.importorskip("onnx")
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "predict_onnx.py"
 NAMES = [str(digit) for digit in range(10)]
 SIZE = {"shortest_edge": 96, "longest_edge": 160}

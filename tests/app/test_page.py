@@ -271,7 +271,7 @@ def test_help_answers_before_heavy_imports():
     check = f"import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); {program}"
     done = subprocess.run(
         [sys.executable, "-c", check],
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
     )

@@ -23,7 +23,7 @@ from sap_detr_hf.weights.convert import (
     read_checkpoint,
 )
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "convert_checkpoint.py"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "convert_checkpoint.py"
 ARGS = json.loads((DIRECTORY / "args_resnet50.json").read_text())
 
 
