@@ -8,7 +8,8 @@ Two candidates beside the model's separable bias, for `benchmarks/compare_speed.
 * `flex`: flex attention computes the exponent from a token's index. On CPUs it is not fused and has no gradient.
 
 The model keeps its bias. `channels` saves little of a forward pass on a CPU, and its gradients are small differences of
-large sums: those of the widths are 17 % off in bfloat16, against 0.4 % with the bias (`tests/benchmarks/test_gaussian_forms.py`).
+large sums: those of the widths are 17 % off in bfloat16, against 0.4 % with the bias
+(`tests/benchmarks/test_gaussian_forms.py`).
 Neither has been measured on a GPU.
 """
 
