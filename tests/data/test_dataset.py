@@ -465,7 +465,7 @@ def test_shown_pictures_of_another_run_stay_unless_told(tmp_path, monkeypatch, c
 
     def show(*options):
         arguments = [str(tmp_path / "digits"), "--output", str(output), "--shortest-edge", "96", *options]
-        return load_script("show_training_data").main(arguments)
+        return load_script("show_data").main(arguments)
 
     assert show("--count", "3") == 0
     (output / "notes.txt").write_text("mine")

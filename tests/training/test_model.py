@@ -5,10 +5,10 @@ import torch
 from accelerate import PartialState
 from tiny_training import TINY_MODEL
 
+from sap_detr_cli.settings.train import TrainingSettings
 from sap_detr_hf import SapDetrImageProcessorPil
 from sap_detr_hf.data.dataset import DetectionData
 from sap_detr_hf.training.model import build_image_processor, build_model, freeze_unreached
-from sap_detr_hf.training.settings import TrainingSettings
 
 CLASSES = DetectionData(None, {0: "cat", 1: "dog"}, [3, 8], {3: "cat", 8: "dog"}, "pets")
 

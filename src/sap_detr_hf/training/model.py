@@ -8,6 +8,8 @@ from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
+from sap_detr_cli.settings.train import TrainingSettings
+
 from ..data.dataset import DetectionData, check_categories
 from ..evaluation_mode import evaluation_mode
 from ..model.configuration_sap_detr import SapDetrConfig
@@ -15,7 +17,6 @@ from ..model.image_processing_sap_detr import SapDetrImageProcessor
 from ..model.modeling_sap_detr import SapDetrForObjectDetection
 from ..weights.pretrained import readable_model
 from .optimization import freeze_parameters
-from .settings import TrainingSettings
 
 
 def build_model(settings: TrainingSettings, data: DetectionData) -> PreTrainedModel:
