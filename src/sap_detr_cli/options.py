@@ -98,7 +98,7 @@ class Option:
         """
         if self.optional and value in (None, ""):
             return None
-        value = _typed(self.name, os.fspath(value) if isinstance(value, os.PathLike) else value, self.kind)
+        value = _typed(self.name, value, self.kind)
         for limit in self.marks:
             if isinstance(limit, Limit) and not limit.holds(value):
                 raise ValueError(f"`{self.name}` = {value} must be {limit.words}.")
@@ -231,7 +231,7 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
         if value not in arguments:
             raise ValueError(f"`{name}` = {value!r} must be one of {', '.join(arguments)}.")
         return value
-    read: Any = value
+    read: Any = os.fspath(value) if origin is str and isinstance(value, os.PathLike) else value
     if isinstance(value, str) and origin in (list, dict):
         from .yaml_settings import yaml_value
 

@@ -1,6 +1,7 @@
 """Recipes: every one in the package is valid, texts stay as they are written, command lines win over them."""
 
 import dataclasses
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from sap_detr_cli.main import main
 from sap_detr_cli.options import options, parse
-from sap_detr_cli.recipes import read_recipe, recipe_folder
+from sap_detr_cli.recipes import read_recipe, recipe_folder, recipe_names
 from sap_detr_cli.settings.train import TrainingSettings
 from sap_detr_hf import SapDetrConfig
 
@@ -149,3 +151,102 @@ def test_one_coco_file_is_not_training_and_validation_data():
         TrainingSettings(variant="r50", data="train.json")
     TrainingSettings(variant="r50", data="train.json", evaluation_epochs=0)
     TrainingSettings(variant="r50", data="train.json", val_annotations="val.json")
+
+
+# A plain word that YAML 1.1 makes something else of; None: YAML has a meaning for it, and quotes are asked for
+WORDS = {
+    "2024-05-01": "2024-05-01", "007": "007", "1_000": "1_000", "12:30": "12:30", "1e3": "1e3", "0x1F": "0x1F",
+    "on": "on", "no": "no", "true": "true", "3.10": "3.10", ".inf": ".inf", "-1": "-1", "set #2": "set", "it's": "it's",
+    "ü猫": "ü猫", "C:\\data": "C:\\data", "a, b": "a, b", "a: b": None, "[new]": None, "{x}": None, "*.d": None,
+    "&x": None, "%d": None, "- x": None, "@home": None, "!x": None, "!!str": None, "'q": None, "|": None, ">": None,
+    "`x`": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("word", "expected"), WORDS.items(), ids=WORDS)
+def test_texts_in_a_recipe_stay_as_they_are_written_or_are_refused(tmp_path, word, expected):
+    recipe = tmp_path / "recipe.yaml"
+    for name in ("output_dir", "resume"):
+        recipe.write_text(f"{name}: {word}\n", encoding="utf-8")
+        if expected is None:
+            with pytest.raises(ValueError, match=re.escape(str(recipe))):
+                read_recipe(recipe)
+        else:
+            assert read_recipe(recipe) == {name: expected}
+
+
+@pytest.mark.parametrize("text", [*WORDS, "null", "~", "1.0e-05", "a\nb", "x ", '"', "#2", "y", "=", "<<", "1e-3"])
+def test_settings_written_and_read_are_the_same(tmp_path, text):
+    overrides = {"text": text, "numbers": [1, 1e-5, 1e20], "none": None, "truth": [True, False], "010": {text: "x"}}
+    settings = TrainingSettings(
+        variant="r50", data=text, output_dir=text, freeze=[text, "b"], model_overrides=overrides, learning_rate=1e-5
+    )
+    recipe = tmp_path / "settings.yaml"
+    recipe.write_text(settings.to_yaml(), encoding="utf-8")
+    assert parse(TrainingSettings, [str(recipe)]) == settings
+
+
+def test_values_that_are_no_text_are_read_by_their_type(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "\ufeffepochs: 010\nlearning_rate: '1e-3'\ncompile: yes\ntf32: OFF\nmixed_precision: no\n"
+        "freeze: [007, on, 'a b']\nmodel_overrides: {dropout: 1e-1, tag: 2024-05-01, flag: on}\ngradient_clip:\n",
+        encoding="utf-8",
+    )
+    assert read_recipe(recipe) == {
+        "epochs": 10, "learning_rate": 1e-3, "compile": True, "tf32": False, "mixed_precision": "no",
+        "freeze": ["007", "on", "a b"], "model_overrides": {"dropout": 0.1, "tag": "2024-05-01", "flag": "on"},
+        "gradient_clip": None,
+    }  # fmt: skip
+    for text, message in (
+        ("epochs: 12:30", "`epochs` = '12:30' must be a whole number"),
+        ("epochs: 3\nseed: 1\nepochs: 4", "sets `epochs` twice"),
+        ("output_dir:", "`output_dir` = None must be text"),
+        ("freeze: model", "`freeze` = 'model' must be a list"),
+        ("data: &x y\ncache_dir: *x", "'&x y' has a meaning in YAML: put quotes around it"),
+        ("epochs: 3\n---\nepochs: 4", "not valid YAML"),
+        ("", "must hold `setting: value` lines"),
+    ):
+        recipe.write_text(text)
+        with pytest.raises(ValueError, match=re.escape(message)):
+            read_recipe(recipe)
+
+
+def test_recipe_by_name_or_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text("variant: r50\ndata: coco\n")
+    assert parse(TrainingSettings, ["mine.yaml", "--epochs", "3"]).data == "coco"
+    assert parse(TrainingSettings, ["--epochs", "3", "finetune", "--model", "m", "--data", "d"]).ema_decay == 0.999
+    for name in ("fintune", "finetune.yaml", "recipes/finetune.yaml"):
+        with pytest.raises(FileNotFoundError, match=f"{name} is no file, nor one of the recipes bccd, .*finetune"):
+            read_recipe(name)
+
+
+def test_verb_lists_and_copies(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == recipe_names()
+    assert all(len(line.split()) > 3 for line in lines)
+    assert main(["recipes", "copy", "finetune"]) == 0
+    assert Path("finetune.yaml").read_text() == (recipe_folder() / "finetune.yaml").read_text()
+    assert "sap-detr train finetune.yaml" in capsys.readouterr().out
+    Path("finetune.yaml").write_text("mine")
+    assert main(["recipes", "copy", "finetune"]) == 2
+    assert "finetune.yaml exists already" in capsys.readouterr().err
+    assert Path("finetune.yaml").read_text() == "mine"
+    assert main(["recipes", "copy", "accelerate/gpu_4", "other.yaml"]) == 0
+    assert "num_processes: 4" in Path("other.yaml").read_text()
+    assert "accelerate launch --config_file other.yaml" in capsys.readouterr().out
+    Path("folder").mkdir()
+    assert main(["recipes", "copy", "demo", "folder"]) == 0
+    assert Path("folder/demo.yaml").exists()
+    for words, message in (
+        (["copy"], "Name the recipe to copy"),
+        (["copy", "fine"], "nor one of the recipes"),
+        (["list", "finetune"], "Name the recipe to copy"),
+        (["cpy", "finetune"], "must be one of list, copy"),
+        (["copy", "demo", "no/such/folder/demo.yaml"], "No such file"),
+    ):
+        assert main(["recipes", *words]) == 2
+        assert message in capsys.readouterr().err

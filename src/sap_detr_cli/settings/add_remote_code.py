@@ -1,4 +1,4 @@
-"""Put the model's code beside its weights, to load with `trust_remote_code=True` where no package is installed.
+"""Put the model's code beside its weights, for `trust_remote_code=True` without the package.
 
 `sap-detr publish` does this by itself; this verb is for directories that are shared in another way.
 """

@@ -1,4 +1,4 @@
-"""Serve a page to try a model on: upload a picture, move the threshold, look at salient points and attention."""
+"""Serve a page to try a model on: upload a picture, move the threshold, look at attention."""
 
 from dataclasses import dataclass
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""Train a small SAP-DETR on digits over photographs and look at what it finds: minutes on 2 CPU cores, no download."""
+"""Train a small SAP-DETR on digits over photographs and show what it finds: minutes, no download."""
 
 from dataclasses import dataclass
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""Show how SAP-DETR came to a detection: grid, point, side distances, layers, Gaussians and attention as pictures.
+"""Show how SAP-DETR came to a detection: grid, point, sides, layers, Gaussians and attention.
 
 With --annotations also which query learns which true box in training, at each decoder layer.
 """

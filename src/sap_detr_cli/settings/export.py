@@ -1,4 +1,4 @@
-"""Export a model to one ONNX file for any batch size and image size, and compare it with torch on onnxruntime.
+"""Export a model to ONNX, for any batch and image size, and compare it with torch on onnxruntime.
 
 The exit code is 1 for an export that differs from torch, 2 for a model or path that cannot be used.
 """

@@ -1,4 +1,4 @@
-"""Detect objects in files, folders, patterns, http(s) addresses, videos or the images of a COCO JSON.
+"""Detect objects in files, folders, patterns, addresses, videos or the images of a COCO JSON.
 
 OUTPUT gets detections.jsonl (one readable record an image), predictions.json (COCO results), failed.jsonl (what could
 not be read) and pictures/. The exit code is 0 when everything was predicted, 1 when an input failed, 2 for a model,

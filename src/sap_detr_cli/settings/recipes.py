@@ -1,4 +1,4 @@
-"""List the recipes of the package, or copy one to edit it: `sap-detr recipes copy NAME [TARGET]`."""
+"""List the recipes of the package, or copy one: `sap-detr recipes copy NAME [TARGET]`."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal

@@ -1,4 +1,4 @@
-"""Draw what the model will see in training: pictures after augmentation, with the boxes it is taught."""
+"""Draw what the model will see in training: images after augmentation, with their boxes."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
