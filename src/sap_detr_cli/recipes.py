@@ -88,8 +88,8 @@ def run(settings: RecipesSettings) -> int:
             copy.write(source.read_text(encoding="utf-8"))
     except FileExistsError as error:
         raise FileExistsError(f"{target} exists already: name another file.") from error
-    use = (
-        f"accelerate launch --config_file {target} -m sap_detr_cli train" if "/" in settings.name else "sap-detr train"
-    )
-    print(f"{target}: edit it, then `{use} {'RECIPE' if '/' in settings.name else target}`.")
+    if "/" in settings.name:
+        print(f"{target}: edit it, then `accelerate launch --config_file {target} -m sap_detr_cli train RECIPE`.")
+    else:
+        print(f"{target}: edit it, then `sap-detr train {target}`.")
     return 0
