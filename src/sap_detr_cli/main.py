@@ -1,13 +1,12 @@
 # Copyright 2026 The sap_detr_hf authors. Licensed under the Apache License, Version 2.0.
 """The command `sap-detr VERB ...`: reads the arguments, then loads and runs the verb's module of `sap_detr_hf.cli`."""
 
-import difflib
 import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
 
-from .options import Settings, description, parse
+from .options import Settings, description, nearest, parse
 from .settings.add_remote_code import RemoteCodeSettings
 from .settings.app import AppSettings
 from .settings.check_data import CheckDataSettings
@@ -56,9 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("usage: sap-detr VERB ...\n", *lines, "\n`sap-detr VERB --help` lists a verb's options.", sep="\n")
         return 0 if name else 2
     if name not in VERBS:
-        nearest = difflib.get_close_matches(name, VERBS, n=1)
-        advice = f"the nearest one is `{nearest[0]}`" if nearest else "`sap-detr --help` lists them"
-        return fail(f"sap-detr has no verb `{name}`: {advice}.", 2)
+        return fail(f"sap-detr has no verb `{name}`: {nearest(name, VERBS, 'sap-detr')}.", 2)
     try:
         settings = parse(VERBS[name], words, program=f"sap-detr {name}")
         package = "sap_detr_cli" if name == "recipes" else "sap_detr_hf.cli"

@@ -13,7 +13,7 @@ import shlex
 import sys
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, dataclass
 from typing import Any, Literal, TypeVar
 
@@ -122,7 +122,13 @@ def description(settings: type[Settings]) -> str:
     return (sys.modules[settings.__module__].__doc__ or "").strip()
 
 
-def check_known(name: str, settings: type[Settings], where: str, program: str = "the guide") -> None:
+def nearest(name: str, names: Iterable[str], program: str) -> str:
+    """Advice for a name that does not exist."""
+    close = difflib.get_close_matches(name, list(names), n=1)
+    return f"the nearest one is `{close[0]}`" if close else f"`{program} --help` lists them"
+
+
+def check_known(name: str, settings: type[Settings], where: str, program: str) -> None:
     """Refuse a name that is none of the settings, and name the nearest one.
 
     Raises:
@@ -130,9 +136,7 @@ def check_known(name: str, settings: type[Settings], where: str, program: str = 
     """
     names = [option.name for option in options(settings)]
     if name not in names:
-        nearest = difflib.get_close_matches(name, names, n=1)
-        advice = f"the nearest one is `{nearest[0]}`" if nearest else f"`{program} --help` lists them"
-        raise ValueError(f"{where} sets `{name}`, which is no setting: {advice}.")
+        raise ValueError(f"{where} sets `{name}`, which is no setting: {nearest(name, names, program)}.")
 
 
 def parse(settings: type[AnySettings], words: Sequence[str], program: str = "sap-detr") -> AnySettings:

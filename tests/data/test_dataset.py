@@ -421,7 +421,7 @@ def test_unreadable_images_are_named(coco_folder, processor):
         rows[0]
     with pytest.raises(OSError, match=r"b\.jpg \(image id 20\).*No such file"):
         rows[1]
-    with pytest.raises(ValueError, match=r"c\.jpg \(image id 30\) is 60 x 120 .* 120 x 60.*check_data"):
+    with pytest.raises(ValueError, match=r"c\.jpg \(image id 30\) is 60 x 120 .* 120 x 60.*check-data"):
         rows[2]
 
 
