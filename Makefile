@@ -6,7 +6,7 @@ INSTALLED := .venv/installed
 .PHONY: demo test quality style
 
 demo: $(INSTALLED)
-	$(BIN)/python scripts/demo.py
+	$(BIN)/sap-detr demo
 
 test: $(INSTALLED)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2

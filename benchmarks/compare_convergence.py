@@ -18,8 +18,9 @@ def main(argv: list[str] | None = None) -> int:
     args = argument_parser().parse_args(argv)
     # After the arguments, so that --help answers at once
     from benchmarks.convergence import compare_convergence, report_text
+    from sap_detr_cli.recipes import read_recipe
+    from sap_detr_cli.settings.train import TrainingSettings
     from sap_detr_hf.training.failure import TrainingFailed
-    from sap_detr_hf.training.settings import TrainingSettings, read_recipe
 
     given = {"epochs": args.epochs, "seed": args.seed, "backbone_weights": args.backbone_weights}
     command = shlex.join(["python", "-m", "benchmarks.compare_convergence", *(sys.argv[1:] if argv is None else argv)])
@@ -44,9 +45,9 @@ def main(argv: list[str] | None = None) -> int:
 def argument_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("data", help="COCO directory or another data set that scripts/train.py takes")
+    parser.add_argument("data", help="COCO directory or another data set that `sap-detr train` takes")
     parser.add_argument("--output", type=Path, required=True, help="folder that gets everything")
-    parser.add_argument("--recipe", type=Path, default=ROOT / "recipes" / "bccd.yaml", help="settings of all models")
+    parser.add_argument("--recipe", default="bccd", help="settings of all models: name of a recipe, or a file")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, help="what to train, in this order")
     parser.add_argument("--epochs", type=int, help="instead of the recipe's")
     parser.add_argument("--seed", type=int, help="instead of the recipe's")

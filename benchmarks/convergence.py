@@ -33,6 +33,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from sap_detr_cli.settings.train import TrainingSettings
 from sap_detr_hf.data.dataset import DetectionData
 from sap_detr_hf.demo.run import packaged_backbone
 from sap_detr_hf.environment import hardware_name, software_versions
@@ -45,7 +46,6 @@ from sap_detr_hf.training.loop import train
 from sap_detr_hf.training.model import build_image_processor
 from sap_detr_hf.training.reporting import METRICS_FILE
 from sap_detr_hf.training.run import load_data
-from sap_detr_hf.training.settings import TrainingSettings
 from sap_detr_hf.weights.backbone import load_backbone_weights
 
 # What every family has under the same name; `d_model` and the number of queries are named in the builders.
@@ -162,7 +162,7 @@ def check_comparable(shared: TrainingSettings, models: Sequence[str]):
     if not shared.variant or backbone.get("model_type") != "timm_backbone":
         raise ValueError(
             "A comparison needs `variant` and a `timm_backbone` in `model_overrides: backbone_config`, as in "
-            "recipes/bccd.yaml: of other backbones transformers' detectors freeze different parts."
+            "the recipe bccd: of other backbones transformers' detectors freeze different parts."
         )
 
 

@@ -6,10 +6,11 @@ from typing import Any
 
 import yaml
 
+from sap_detr_cli.recipes import read_recipe
+from sap_detr_cli.settings.train import TrainingSettings
 from sap_detr_hf.demo import digits
 from sap_detr_hf.hub.model_card import ABSOLUTE_PATH, CardSources, card_of_converted, model_card, read_results
 from sap_detr_hf.model.configuration_sap_detr import PUBLISHED_VARIANTS, SapDetrConfig
-from sap_detr_hf.training.settings import TrainingSettings, read_recipe
 
 DEMO_SOURCES = {"config.json": "model", "settings.yaml": "model", "results.json": "evaluation"}
 """What the demo's card is written from, and the folder of the demo's output that it lies in."""
@@ -53,7 +54,7 @@ def take_demo_sources(demo_output: Path, target: Path) -> None:
     """Copy what the demo's card is written from, without the paths of the machine that ran it.
 
     Args:
-        demo_output: what `scripts/demo.py` left.
+        demo_output: what `sap-detr demo` left.
         target: folder that receives the files of [`DEMO_SOURCES`].
 
     Raises:

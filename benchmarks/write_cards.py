@@ -13,7 +13,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--output", type=Path, default=ROOT / "model_cards", help="folder of the cards")
     parser.add_argument("--sources", type=Path, default=ROOT / "docs" / "demo", help="sources of the demo's card")
-    parser.add_argument("--demo", type=Path, help="output of scripts/demo.py, from which the sources are taken first")
+    parser.add_argument("--demo", type=Path, help="output of `sap-detr demo`, from which the sources are taken first")
     parser.add_argument("--speed", type=Path, default=SPEED, help="table of speeds")
     args = parser.parse_args(argv)
     from benchmarks.published_cards import all_cards, take_demo_sources  # after the arguments, for a quick --help

@@ -17,7 +17,7 @@ TOP_K = 300  # detections of an image, as in the released evaluation
 def main(argv: list[str] | None = None) -> int:
     """Run the command: 0 when done, 2 for a file that cannot be used."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", help="file written by scripts/export_onnx.py")
+    parser.add_argument("model", help="file written by `sap-detr export`")
     parser.add_argument("image", help="image file")
     parser.add_argument("--threshold", type=float, default=0.5, help="only detections of a higher score (default: 0.5)")
     args = parser.parse_args(argv)
@@ -39,9 +39,7 @@ def detect(model_path: str, image_path: str, threshold: float) -> list[dict]:
         session = onnxruntime.InferenceSession(model_path, providers=["CPUExecutionProvider"])
     metadata = session.get_modelmeta().custom_metadata_map
     if "image_processor" not in metadata:
-        raise ValueError(
-            f"{model_path} was not written by scripts/export_onnx.py: it does not say how to prepare images"
-        )
+        raise ValueError(f"{model_path} was not written by `sap-detr export`: it does not say how to prepare images")
     image = open_upright_rgb(image_path)
     pixel_values = prepare(image, json.loads(metadata["image_processor"]))  # (1, 3, height, width)
     pixel_mask = np.ones((1, *pixel_values.shape[2:]), dtype=np.int64)  # 0 would mark padding of a batch

@@ -84,7 +84,7 @@ def test_script_shows_training_data(tmp_path, monkeypatch, capsys, with_model):
     make_digits(tmp_path / "digits", train=3, val=1, size=(96, 96))
     SapDetrConfig().save_pretrained(tmp_path / "model")
     SapDetrImageProcessorPil().save_pretrained(tmp_path / "model")
-    script = load_script("show_training_data")
+    script = load_script("show_data")
     arguments = [str(tmp_path / "digits"), "--output", str(tmp_path / "shown"), "--count", "5"]
     arguments += ["--shortest_edge", "120", "--longest_edge", "200"]
     script.main(arguments + (["--model", str(tmp_path / "model")] if with_model else []))

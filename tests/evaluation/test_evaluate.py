@@ -455,8 +455,8 @@ def lose_a_weight(coco_dir, model_dir):
         (remove_weights, [], ["cannot be loaded: "]),
         (lose_a_weight, [], ["lacks 1 weights of its model"]),
         (None, ["--split", "nothing"], ["nothing"]),
-        (None, ["--batch-size", "0"], ["batch_size is 0, but must be at least 1"]),
-        (None, ["--dtype", "int8"], ["dtype is 'int8', but must be one of float32, bfloat16, float16"]),
+        (None, ["--batch-size", "0"], ["`batch_size` = 0 must be at least 1"]),
+        (None, ["--dtype", "int8"], ["`dtype` = 'int8' must be one of float32, bfloat16, float16"]),
     ],
 )
 def test_script_errors_are_one_sentence(script, model_dir, coco_dir, tmp_path, capsys, damage, more, messages):

@@ -7,7 +7,6 @@ import pytest
 import torch
 from PIL import Image
 from project_scripts import load_script
-from script_options import check_options
 from tiny_model import tiny_model
 
 from sap_detr_hf import SapDetrImageProcessorPil
@@ -18,7 +17,6 @@ from sap_detr_hf.model import loss as loss_sap_detr
 pytest.importorskip("matplotlib")
 
 from sap_detr_hf.explain import figures as figures
-from sap_detr_hf.explain.report import ExplanationSettings
 
 SIZE = {"shortest_edge": 96, "longest_edge": 160}
 PADDED = {"pad_size": {"height": 160, "width": 192}}
@@ -271,10 +269,6 @@ def test_script(model_dir, image, tmp_path, capsys):
     assert run(model_dir, tmp_path / "photo.png", *options, "--overwrite", "--query", 3) == 0
     assert json.loads((output / "explanation.json").read_text())["query"] == 3
     assert not (output / "matching.png").exists()
-
-
-def test_options_are_the_settings():
-    check_options(load_script("explain").argument_parser(), ExplanationSettings)
 
 
 def test_script_refuses_what_it_cannot_use(model_dir, image, tmp_path, capsys, monkeypatch):

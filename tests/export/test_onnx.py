@@ -73,7 +73,7 @@ def exported(model_directory):
     """The files of `export_onnx.py --int8`, and what it printed."""
     path = model_directory.parent / "tiny.onnx"
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        assert load_script("export_onnx").main([str(model_directory), str(path), "--int8"]) == 0
+        assert load_script("export").main([str(model_directory), str(path), "--int8"]) == 0
     return SimpleNamespace(path=path, int8=path.with_suffix(".int8.onnx"), printed=printed.getvalue())
 
 
@@ -153,9 +153,9 @@ def test_export_refuses_half_precision(model, tmp_path):
 
 
 def test_commands_state_what_is_wrong(tmp_path, capsys):
-    assert load_script("export_onnx").main([str(tmp_path), str(tmp_path / "out.bin")]) == 2
+    assert load_script("export").main([str(tmp_path), str(tmp_path / "out.bin")]) == 2
     assert "must end in .onnx" in capsys.readouterr().err
-    assert load_script("export_onnx").main([str(tmp_path), str(tmp_path / "out.onnx")]) == 2
+    assert load_script("export").main([str(tmp_path), str(tmp_path / "out.onnx")]) == 2
     assert "has no config.json" in capsys.readouterr().err
     (tmp_path / "broken.onnx").write_bytes(b"no model")
     assert evaluate_onnx.main([str(tmp_path / "broken.onnx"), "--size", "64", "64"]) == 2

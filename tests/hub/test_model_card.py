@@ -11,6 +11,8 @@ from tiny_model import tiny_config, tiny_model
 
 from benchmarks import write_cards
 from benchmarks.published_cards import all_cards, speed_of, without_machine_paths
+from sap_detr_cli.recipes import read_recipe
+from sap_detr_cli.settings.train import TrainingSettings
 from sap_detr_hf import SapDetrConfig, SapDetrImageProcessorPil
 from sap_detr_hf.hub.model_card import (
     RECIPE,
@@ -27,7 +29,6 @@ from sap_detr_hf.hub.model_card import (
 )
 from sap_detr_hf.hub.remote_code import add_remote_code
 from sap_detr_hf.model.configuration_sap_detr import PUBLISHED_VARIANTS
-from sap_detr_hf.training.settings import TrainingSettings, read_recipe
 
 ROOT = Path(__file__).parents[2]
 CARDS = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "model_cards").glob("*.md")}
@@ -81,7 +82,7 @@ def test_published_figures_are_marked_as_reported(variant):
     results = re.search(r"## Results\n(.*?)\n## ", card.text, re.DOTALL)[1]
     assert "**reported by the authors, not measured here**" in results
     assert " | ".join(str(value) for value in REPORTED_BY_AUTHORS[variant].values()) in results
-    recipe = read_recipe(ROOT / "recipes" / f"coco_{variant.replace('-', '_')}_50e.yaml")
+    recipe = read_recipe(f"coco_{variant.replace('-', '_')}_50e")
     given, stated = TrainingSettings(**recipe), published_settings(variant)
     assert {name: getattr(given, name) for name in RECIPE} == {name: getattr(stated, name) for name in RECIPE}
 
@@ -271,8 +272,8 @@ def test_demo_sources_are_taken_without_machine_paths(tmp_path, capsys):
 
 def test_paths_within_commands():
     root = Path("/runs/demo")
-    content = {"command": "scripts/evaluate.py /runs/demo/model '/data/coco' --output a/b", "n": [1, "/x/y"]}
-    expected = {"command": "scripts/evaluate.py model 'coco' --output a/b", "n": [1, "y"]}
+    content = {"command": "sap-detr evaluate /runs/demo/model '/data/coco' --output a/b", "n": [1, "/x/y"]}
+    expected = {"command": "sap-detr evaluate model 'coco' --output a/b", "n": [1, "y"]}
     assert without_machine_paths(content, root) == expected
     untouched = {"url": "https://huggingface.co/a/b", "relative": "runs/mine", "text": "25 images/s"}
     assert without_machine_paths(untouched, root) == untouched

@@ -1,4 +1,4 @@
-"""`scripts/publish.py` with the real Hub client against a hub on the loopback interface."""
+"""`sap-detr publish` with the real Hub client against a hub on the loopback interface."""
 
 import hashlib
 import json
@@ -19,10 +19,10 @@ from project_scripts import SCRIPTS, load_script
 from safetensors.torch import load_file, save_file
 from tiny_model import tiny_inputs, tiny_model
 
+from sap_detr_cli.settings.train import TrainingSettings
 from sap_detr_hf import SapDetrConfig, SapDetrForObjectDetection, SapDetrImageProcessorPil
 from sap_detr_hf.hub.model_card import card_of_converted
 from sap_detr_hf.hub.remote_code import code_files
-from sap_detr_hf.training.settings import TrainingSettings
 
 REPO = "someone/tiny-detector"
 LICENSE = ["--license", "mit"]

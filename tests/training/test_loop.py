@@ -1,4 +1,4 @@
-"""`scripts/train.py` run for real: killed, resumed, on two processes, with bad images, bad losses and a full disk."""
+"""`sap-detr train` run for real: killed, resumed, on two processes, with bad images, bad losses and a full disk."""
 
 import errno
 import json

@@ -5,10 +5,10 @@ import torch
 from accelerate import PartialState
 from tiny_training import TINY_MODEL
 
+from sap_detr_cli.settings.train import TrainingSettings
 from sap_detr_hf import SapDetrImageProcessorPil
 from sap_detr_hf.data.dataset import DetectionData
 from sap_detr_hf.training.model import build_image_processor, build_model, freeze_unreached
-from sap_detr_hf.training.settings import TrainingSettings
 
 CLASSES = DetectionData(None, {0: "cat", 1: "dog"}, [3, 8], {3: "cat", 8: "dog"}, "pets")
 
@@ -111,3 +111,10 @@ def test_new_grid_of_a_saved_model_brings_its_number_of_queries(saved_model):
 def test_mistyped_model_is_named(build):
     with pytest.raises(OSError, match=r"runs/mistyped/model is no model directory here"):
         build(TrainingSettings(model="runs/mistyped/model", data="none"))
+
+
+def test_override_that_is_no_field_is_refused(saved_model):
+    for start in ({"variant": "r50"}, {"model": saved_model}):
+        wrong = TrainingSettings(**start, data="none", model_overrides={"decoder_layer": 1})
+        with pytest.raises(ValueError, match=r"`decoder_layer` is no field .* nearest one is `decoder_layers`"):
+            build_model(wrong, CLASSES)

@@ -7,9 +7,10 @@ from accelerate.state import AcceleratorState, GradientState
 from project_scripts import load_script
 from tiny_training import write_recipe
 
+from sap_detr_cli.options import parse
+from sap_detr_cli.settings.train import TrainingSettings
 from sap_detr_hf.demo.digits import make_digits
 from sap_detr_hf.training.failure import TrainingFailed
-from sap_detr_hf.training.settings import settings_from_arguments
 from sap_detr_hf.training.throughput import measure_throughput
 
 
@@ -44,20 +45,18 @@ def test_loader_is_quicker_than_a_slow_step(tmp_path, monkeypatch):
     monkeypatch.setattr("sap_detr_hf.training.throughput.take_step", lambda *arguments: time.sleep(0.3))
     make_digits(tmp_path / "digits", train=12, val=2, size=(64, 64))
     recipe = write_recipe(tmp_path / "recipe.yaml", data=str(tmp_path / "digits"), cache_dir=str(tmp_path / "cache"))
-    settings = settings_from_arguments([recipe, "--output_dir", str(tmp_path / "run"), "--max_steps", "2"])
+    settings = parse(TrainingSettings, [recipe, "--output_dir", str(tmp_path / "run"), "--max_steps", "2"])
     result = measure_throughput(settings)
     assert result["training_images_per_second"] == pytest.approx(4 / 0.3, rel=0.25)
     assert result["loader_over_training"] > 1
 
 
 def test_failed_training_is_one_sentence(monkeypatch, capsys):
-    script = load_script("time_training")
-
     def fail(settings):
         raise TrainingFailed("The loss is not finite.")
 
-    monkeypatch.setattr(script, "measure_throughput", fail)
-    assert script.main(["--variant", "r50", "--data", "coco"]) == 1
+    monkeypatch.setattr("sap_detr_hf.cli.time_training.measure_throughput", fail)
+    assert load_script("time_training").main(["--variant", "r50", "--data", "coco"]) == 1
     assert capsys.readouterr().err == "error: The loss is not finite.\n"
 
 
@@ -65,7 +64,7 @@ def test_help_says_what_this_command_does(capsys):
     with pytest.raises(SystemExit):
         load_script("time_training").main(["--help"])
     words = capsys.readouterr().out
-    assert "Does the loader keep up?" in words
+    assert "whether the loader keeps up" in words
     assert "Train SAP-DETR" not in words
 
 

@@ -7,13 +7,16 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
-from project_scripts import load_script
 from released_reference import DIRECTORY, outputs, reference_inputs, released_state_dict
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
+from sap_detr_cli.options import options
+from sap_detr_cli.settings.convert_checkpoint import ConversionSettings
+from sap_detr_cli.settings.train import TrainingSettings
 from sap_detr_hf.model.configuration_sap_detr import PUBLISHED_VARIANTS
 from sap_detr_hf.weights.convert import (
     CheckpointError,
@@ -62,7 +65,9 @@ def test_command_converts_and_verifies(checkpoint, tmp_path):
 
 
 def test_help_names_every_variant_and_loads_nothing_heavy():
-    assert tuple(PUBLISHED_VARIANTS) == load_script("convert_checkpoint").VARIANTS
+    for settings in (ConversionSettings, TrainingSettings):
+        kinds = {option.name: option.kind for option in options(settings)}
+        assert get_args(kinds["variant"]) == tuple(PUBLISHED_VARIANTS)
     code = (
         "import runpy, sys; sys.modules['torch'] = sys.modules['transformers'] = None\n"
         f"sys.argv = ['convert_checkpoint.py', '--help']; runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"

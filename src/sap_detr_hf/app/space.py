@@ -12,7 +12,7 @@ from ..inference.predict import load_detector
 from ..weights.pretrained import needs_timm
 from .page import TITLE, example_pictures
 
-PACKAGE = Path(__file__).parents[1]
+SOURCE = Path(__file__).parents[2]
 REQUIREMENTS = ("torch", "transformers", "scipy", "pillow", "numpy", "matplotlib", "gradio")
 
 README = """---
@@ -31,8 +31,8 @@ app_file: app.py
 Object detection with SAP-DETR ([arXiv 2211.02006](https://arxiv.org/abs/2211.02006)): boxes, the salient point that
 each was predicted from, and where a detection's query looked.
 
-`pip install -r requirements.txt` and `python app.py` serve the same page on your own machine. `sap_detr_hf/` is the
-code of the package of that name, Apache-2.0.
+`pip install -r requirements.txt` and `python app.py` serve the same page on your own machine. `sap_detr_hf/` and
+`sap_detr_cli/` are the code of the package sap-detr-hf, Apache-2.0.
 """
 
 APP = """\"\"\"The page of this Space.\"\"\"
@@ -85,7 +85,8 @@ def export_space(
         (folder / "examples").mkdir()
         for picture in pictures:
             shutil.copy(picture, folder / "examples")
-    shutil.copytree(PACKAGE, folder / "sap_detr_hf", ignore=shutil.ignore_patterns("__pycache__"))
+    for package in ("sap_detr_hf", "sap_detr_cli"):
+        shutil.copytree(SOURCE / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
     packages = (*REQUIREMENTS, "timm") if needs_timm(loaded.config) else REQUIREMENTS
     readme = README.format(
         title=title,

@@ -98,7 +98,7 @@ class DataReport:
             f"{kind} ({ERRORS[kind]}): {count}, e.g. {self.examples[kind][0]}" for kind, count in self.errors.items()
         ]
         raise ValueError(
-            f"{self.source} cannot be trained on: " + "; ".join(lines) + ". scripts/check_data.py lists all."
+            f"{self.source} cannot be trained on: " + "; ".join(lines) + ". `sap-detr check-data` lists all."
         )
 
     def to_dict(self) -> dict[str, Any]:

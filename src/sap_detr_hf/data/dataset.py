@@ -327,7 +327,7 @@ def open_row_image(row: dict[str, Any]) -> Any:
     if image.size != (row["width"], row["height"]):
         raise ValueError(
             f"{_where(row)} is {image.width} x {image.height} pixels, but the annotations say "
-            f"{row['width']} x {row['height']}. Run scripts/check_data.py on the data set."
+            f"{row['width']} x {row['height']}. Run `sap-detr check-data` on the data set."
         )
     return image
 

@@ -8,12 +8,15 @@ from pathlib import Path
 import torch
 from transformers import AutoImageProcessor, AutoModelForObjectDetection, pipeline
 
+from sap_detr_cli.recipes import read_recipe
+from sap_detr_cli.settings.evaluate import EvaluationSettings
+from sap_detr_cli.settings.train import TrainingSettings
+
 from ..drawing import contact_sheet, draw_detections
-from ..evaluation.report import EvaluationSettings, evaluate_model
+from ..evaluation.report import evaluate_model
 from ..inference.salient_detection import detect_with_points
 from ..model.image_files import open_image
 from ..training.loop import train
-from ..training.settings import TrainingSettings, read_recipe
 from .digits import make_digits
 
 PICTURES = 12
@@ -21,11 +24,11 @@ THRESHOLD = 0.3
 DRAWN_SIDE = 384  # pixels: small pictures are enlarged before names cover their digits
 
 
-def run_demo(recipe: Path, output_dir: Path, train_images: int, val_images: int, size: int, **overrides) -> dict:
+def run_demo(recipe: str | Path, output_dir: Path, train_images: int, val_images: int, size: int, **overrides) -> dict:
     """Make the digits, train on them, measure AP, detect digits on validation pictures and draw them.
 
     Args:
-        recipe: settings of the training.
+        recipe: settings of the training: name of a recipe, or a file.
         output_dir: receives `digits/`, `model/`, `evaluation/`, `pictures/` and `demo.json`; what an earlier demo left
             there is replaced.
         train_images, val_images: pictures of each split.

@@ -4,15 +4,17 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from matplotlib.figure import Figure
 from PIL import Image
+
+from sap_detr_cli.settings.evaluate import EvaluationSettings
 
 from ..data.dataset import DetectionData, check_categories, load_detection_data, open_row_image
 from ..distributed import on_main_process, together
@@ -38,44 +40,6 @@ PREDICTIONS, CLASSES, PRECISION_RECALL, THRESHOLDS, WORST, RESULTS = REPORT = (
 )
 
 
-@dataclass(frozen=True)
-class EvaluationSettings:
-    """Everything an evaluation depends on; the text beside a field is its reason.
-
-    Raises:
-        ValueError: a number is out of range, or a choice is none of those offered.
-    """
-
-    model: Annotated[str, "model directory or Hub id"]
-    data: Annotated[str, "COCO directory, COCO .json file, saved data set folder or Hub id"]
-    split: Annotated[str, "split of the data"] = "val"
-    annotations: Annotated[str | None, "COCO JSON, where DATA has another layout"] = None
-    images: Annotated[str | None, "image folder, where DATA has another layout"] = None
-    box_format: Annotated[str, "xywh or xyxy: box format of Hub data sets, which differ; COCO files are xywh"] = "xywh"
-    cache_dir: Annotated[str | None, "where the Arrow index of the data is kept"] = None
-    output: Annotated[str, "folder that gets the report"] = "evaluation"
-    batch_size: Annotated[int, "images a batch and process; does not change the numbers, up to rounding"] = 1
-    pad_batches: Annotated[
-        bool, "padded batches as in the released evaluation: images of a batch affect each other"
-    ] = False
-    workers: Annotated[int, "loader processes of each process"] = 2
-    device: Annotated[str, "auto, cpu or cuda"] = "auto"
-    dtype: Annotated[str, "float32, or autocast to bfloat16 or float16"] = "float32"
-    shortest_edge: Annotated[int | None, "image size; empty: as saved with the model"] = None
-    longest_edge: Annotated[int | None, "limit of the longer side; empty: as saved with the model"] = None
-    max_images: Annotated[int | None, "evaluate the first N images only: a trial"] = None
-    worst: Annotated[int, "draw the N images with the most mistakes"] = 0
-    overwrite: Annotated[bool, "replace an earlier report in the folder"] = False
-
-    def __post_init__(self):
-        smallest = {"batch_size": 1, "workers": 0, "shortest_edge": 1, "longest_edge": 1, "max_images": 1, "worst": 0}
-        for name, limit in smallest.items():
-            value = getattr(self, name)
-            if value is not None and value < limit:
-                raise ValueError(f"{name} is {value}, but must be at least {limit}")
-        check_device_and_dtype(self.device, self.dtype)
-
-
 def evaluate_model(settings: EvaluationSettings, command: str | None = None) -> dict[str, Any]:
     """Evaluates a saved model and writes the report into `settings.output`; several processes all call this.
 
@@ -92,6 +56,7 @@ def evaluate_model(settings: EvaluationSettings, command: str | None = None) -> 
     Raises:
         OSError, ValueError: a model, data set, image or folder that cannot be used; on all processes together.
     """
+    check_device_and_dtype(settings.device, settings.dtype)
     accelerator = Accelerator(cpu=settings.device == "cpu")
     output = Path(settings.output)
     model, image_processor, data = together(accelerator, lambda: _prepare(settings))

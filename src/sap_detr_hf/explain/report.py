@@ -1,9 +1,10 @@
 """An explanation from model and image to a folder of pictures and numbers."""
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
+
+from sap_detr_cli.settings.explain import ExplanationSettings
 
 from ..files import prepare_folder
 from ..inference.predict import load_detector
@@ -31,35 +32,13 @@ FIGURES = {
 NUMBERS, MATCHING = "explanation.json", "matching.png"
 
 
-@dataclass(frozen=True)
-class ExplanationSettings:
-    """What is explained; the text beside a field is its reason.
-
-    Raises:
-        ValueError: the device is none of those offered, or not here.
-    """
-
-    model: Annotated[str, "model directory or Hub id"]
-    image: Annotated[str, "file or http(s) address"]
-    output: Annotated[str, "folder that gets the pictures"]
-    detection: Annotated[int, "which detection, 0 = the best"] = 0
-    query: Annotated[int | None, "explain this query instead"] = None
-    threshold: Annotated[float, "what counts as a detection"] = 0.5
-    layer: Annotated[int, "decoder layer of Gaussian and attention, negative from the last"] = -1
-    annotations: Annotated[str | None, "COCO JSON with the image's true boxes: draws the matching of training"] = None
-    device: Annotated[str, "where the model runs"] = "auto"
-    overwrite: Annotated[bool, "replace an earlier explanation in the folder"] = False
-
-    def __post_init__(self):
-        check_device_and_dtype(self.device)
-
-
 def explain_image(settings: ExplanationSettings) -> Explanation:
     """Explain a detection and write `FIGURES`, explanation.json, and with annotations matching.png.
 
     Raises:
         OSError, ValueError: a model, image, annotation file or folder that cannot be used, no such detection.
     """
+    check_device_and_dtype(settings.device)
     model, image_processor = load_detector(settings.model, settings.device)
     image = next(iter(InputImages([settings.image]))).load()
     matching = None
@@ -70,7 +49,7 @@ def explain_image(settings: ExplanationSettings) -> Explanation:
         model,
         image_processor,
         image,
-        detection=settings.detection,
+        detection=settings.detection or 0,
         query=settings.query,
         threshold=settings.threshold,
         layer=settings.layer,

@@ -54,7 +54,7 @@ class OnnxDetector(nn.Module):
     `config` holds `id2label` and `category_ids` as the file states them, `image_processor` is made of its values.
 
     Raises:
-        FileNotFoundError, ValueError: see [`open_session`]; or the file was not written by `scripts/export_onnx.py`.
+        FileNotFoundError, ValueError: see [`open_session`]; or the file was not written by `sap-detr export`.
     """
 
     def __init__(self, path: str | Path, threads: int | None = None):
@@ -62,7 +62,7 @@ class OnnxDetector(nn.Module):
         self.session = open_session(path, threads)
         metadata = self.session.get_modelmeta().custom_metadata_map
         if "image_processor" not in metadata:
-            raise ValueError(f"{path} does not say how to prepare images: export it with scripts/export_onnx.py")
+            raise ValueError(f"{path} does not say how to prepare images: export it with `sap-detr export`")
         labels = json.loads(metadata["id2label"])
         self.config = SimpleNamespace(
             id2label={int(index): name for index, name in labels.items()},

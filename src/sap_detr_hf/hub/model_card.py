@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from sap_detr_cli.settings.train import TrainingSettings
+
 from ..markdown_table import markdown_table
 from ..model.coco_labels import COCO_CATEGORIES
 from ..model.configuration_sap_detr import PUBLISHED_VARIANTS, SapDetrConfig
 from ..model.modeling_sap_detr import SapDetrForObjectDetection
-from ..training.settings import TrainingSettings
 from ..weights.pretrained import needs_timm
 
 # A path from the root, alone or within a command; not the middle of a relative path or of a URL.
@@ -217,7 +218,7 @@ def read_results(path: str | os.PathLike) -> dict[str, Any]:
 
     Raises:
         OSError: no such file.
-        ValueError: it is not what `scripts/evaluate.py` writes.
+        ValueError: it is not what `sap-detr evaluate` writes.
     """
     try:
         results = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -227,7 +228,7 @@ def read_results(path: str | os.PathLike) -> dict[str, Any]:
         raise ValueError(f"{path} is not valid JSON: {error}.") from error
     needed = {"metrics", "per_class", "settings", "images"}
     if not isinstance(results, dict) or not needed <= results.keys():
-        raise ValueError(f"{path} is not the results.json that scripts/evaluate.py writes.")
+        raise ValueError(f"{path} is not the results.json that `sap-detr evaluate` writes.")
     return results
 
 
@@ -363,13 +364,14 @@ def _training(sources: CardSources) -> str:
         start = f"trained from the backbone weights `{_data_name(settings.backbone_weights)}`"
     else:
         start = "trained from random weights"
-    sentence = f"{start} by `scripts/train.py` on the split `{settings.train_split}` of {data}:"
+    sentence = f"{start} by `sap-detr train` on the split `{settings.train_split}` of {data}:"
     return f"{sentence[0].upper()}{sentence[1:]}\n\n{_recipe_table(settings, sources)}"
 
 
 def published_settings(variant: str) -> TrainingSettings:
     """The authors' 50-epoch recipe of a published variant, as far as it decides what the model learns."""
-    return TrainingSettings(variant=variant, data=COCO_ID, effective_batch=8 if variant.endswith("dc5") else 16)
+    batch = 8 if variant.endswith("dc5") else 16
+    return TrainingSettings(variant=variant, data=COCO_ID, effective_batch=batch)  # type: ignore[arg-type]
 
 
 def _recipe_table(settings: TrainingSettings, sources: CardSources) -> str:

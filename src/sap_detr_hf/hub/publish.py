@@ -25,9 +25,11 @@ from PIL import Image
 from safetensors import SafetensorError
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
+from sap_detr_cli.recipes import read_recipe
+from sap_detr_cli.settings.train import TrainingSettings
+
 from ..model.configuration_sap_detr import SapDetrConfig
 from ..model.modeling_sap_detr import SapDetrForObjectDetection
-from ..training.settings import TrainingSettings, read_recipe
 from .model_card import CONVERTED_TAG, RELEASED_LICENSE, REPO_ID, CardSources, check_card, model_card, read_results
 from .remote_code import remote_code_contents
 
@@ -174,7 +176,7 @@ def weight_files(model_dir: str | os.PathLike) -> list[Path]:
     if not index.is_file():
         raise FileNotFoundError(
             f"{model_dir} has no safetensors weights ({WEIGHTS}); only those are published: load the model and save it "
-            "with save_pretrained, or convert a released checkpoint with scripts/convert_checkpoint.py."
+            "with save_pretrained, or convert a released checkpoint with `sap-detr convert-checkpoint`."
         )
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))

@@ -8,11 +8,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from PIL import Image
 from tqdm.auto import tqdm
+
+from sap_detr_cli.settings.predict import PredictionSettings
 
 from ..files import prepare_folder
 from ..model.modeling_sap_detr import SapDetrForObjectDetection
@@ -23,47 +25,6 @@ from .sources import InputImage, InputImages
 
 CANDIDATES = 300  # best detections of an image that suppression chooses from, as many as in the released evaluation
 SHOWN_FAILURES = 20
-
-
-@dataclass(frozen=True)
-class PredictionSettings:
-    """Everything a prediction depends on; the text beside a field is its reason.
-
-    Raises:
-        ValueError: a number is out of range, or a choice is none of those offered.
-        ImportError: suppression is asked for and torchvision is not installed.
-    """
-
-    model: Annotated[str, "model directory or Hub id"]
-    inputs: Annotated[list[str], "files, folders, patterns, addresses, videos, or one COCO JSON"]
-    output: Annotated[str, "folder that gets the results"]
-    images: Annotated[str | None, "image folder of a COCO JSON, where it is not found by itself"] = None
-    every: Annotated[int, "take every Nth frame of videos"] = 1
-    threshold: Annotated[float, "only detections of a higher score; 0 for COCO AP"] = 0.5
-    top_k: Annotated[int, "detections of an image at most"] = 300
-    nms: Annotated[float | None, "class-wise non-maximum suppression above this IoU; SAP-DETR needs none"] = None
-    batch_size: Annotated[int, "images of equal size that run together"] = 1
-    workers: Annotated[int, "threads that open and resize images ahead"] = 2
-    device: Annotated[str, "where the model runs"] = "auto"
-    dtype: Annotated[str, "float32, or autocast to bfloat16 or float16"] = "float32"
-    pictures: Annotated[bool, "write pictures with boxes, names and points"] = True
-    overwrite: Annotated[bool, "replace the results of an earlier prediction in the folder"] = False
-    timeout: Annotated[float, "seconds that a download may take"] = 20.0
-    max_download: Annotated[float, "largest download in MiB"] = 64.0
-
-    def __post_init__(self):
-        smallest = {"every": 1, "threshold": 0, "top_k": 1, "batch_size": 1, "workers": 0}
-        for name, limit in smallest.items():
-            if not getattr(self, name) >= limit:
-                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least {limit}.")
-        for name in ("timeout", "max_download"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, but must be above 0.")
-        check_device_and_dtype(self.device, self.dtype)
-        if self.nms is not None:
-            if not 0 <= self.nms <= 1:
-                raise ValueError(f"nms is {self.nms}, but an IoU lies between 0 and 1.")
-            _suppression()
 
 
 @dataclass
@@ -109,6 +70,9 @@ def predict(settings: PredictionSettings) -> PredictionSummary:
         ValueError, OSError, ImportError: settings, inputs as a whole, model or output that cannot be used; before the
             first prediction, except for a full disk.
     """
+    check_device_and_dtype(settings.device, settings.dtype)
+    if settings.nms is not None:
+        _suppression()
     output = Path(settings.output)
     _check_outside(settings.inputs, output)
     sources = InputImages(

@@ -88,7 +88,7 @@ class PredictionResults:
             found.classes.tolist(), found.scores.tolist(), found.boxes.tolist(), strict=True
         ):
             category_id = index if self.category_ids is None else self.category_ids[index]
-            box = [x1, y1, x2 - x1, y2 - y1]  # unrounded: the same AP as scripts/evaluate.py
+            box = [x1, y1, x2 - x1, y2 - y1]  # unrounded: the same AP as `sap-detr evaluate`
             results.append({"image_id": image_id, "category_id": category_id, "bbox": box, "score": score})
         return results
 

@@ -1,18 +1,26 @@
 # Copyright 2026 The sap_detr_hf authors. Licensed under the Apache License, Version 2.0.
 """SAP-DETR model configuration (paper: SAP-DETR, CVPR 2023, arXiv 2211.02006)."""
 
+import dataclasses
+import difflib
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.utils import logging
 
 from .coco_labels import COCO_ID2LABEL
 
+logger = logging.get_logger(__name__)
+
 R50_BACKBONE = {"model_type": "resnet", "out_features": ["stage4"]}
 R101_BACKBONE = {**R50_BACKBONE, "depths": [3, 4, 23, 3]}
+
+SAVED_BESIDE = {"model_type", "auto_map", "quantization_config", "torch_dtype"}  # in config.json, but no fields
 
 PUBLISHED_VARIANTS: dict[str, dict[str, Any]] = {
     "r50": {"backbone_config": R50_BACKBONE, "dilation": False},
@@ -158,10 +166,11 @@ class SapDetrConfig(PreTrainedConfig):
             overrides: fields to change.
 
         Raises:
-            ValueError: no such variant.
+            ValueError: no such variant, or an override that is no field.
         """
         if name not in PUBLISHED_VARIANTS:
             raise ValueError(f"Unknown SAP-DETR variant {name!r}: choose one of {', '.join(PUBLISHED_VARIANTS)}.")
+        check_field_names(cls, overrides)
         fields: dict[str, Any] = {"id2label": dict(COCO_ID2LABEL), **PUBLISHED_VARIANTS[name], **overrides}
         if "num_labels" in overrides and "id2label" not in overrides:
             del fields["id2label"]
@@ -172,8 +181,13 @@ class SapDetrConfig(PreTrainedConfig):
         """As in transformers; what is saved gives way to `kwargs` that it does not go with.
 
         These are the `category_ids` where the number of classes changes, and one of `query_grid` and `num_queries`
-        where the other changes.
+        where the other changes. A saved field that this version does not have is kept, with a warning.
         """
+        if unknown := sorted(_unknown_fields(cls, config_dict) - SAVED_BESIDE):
+            logger.warning_once(
+                f"The saved configuration has {', '.join(f'`{name}`' for name in unknown)}, which this version of "
+                f"{cls.__name__} does not know and does not use: the model may come from a newer version."
+            )
         saved = config_dict.get("id2label") or {0: "LABEL_0", 1: "LABEL_1"}  # transformers does not save its default
         if kwargs.get("num_labels", len(kwargs.get("id2label", saved))) != len(saved):
             config_dict = {**config_dict, "category_ids": None}
@@ -239,6 +253,27 @@ class SapDetrConfig(PreTrainedConfig):
                 f"`category_ids` must hold one distinct id for each of the {self.num_labels} classes in `id2label`, "
                 f"not {len(set(self.category_ids))} distinct of {len(self.category_ids)} ids."
             )
+
+
+def check_field_names(config_class: type[PreTrainedConfig], names: Iterable[str]) -> None:
+    """Refuse fields that a configuration does not have; transformers would store and ignore them.
+
+    Raises:
+        ValueError: for such a name; the message has the nearest field.
+    """
+    for name in sorted(_unknown_fields(config_class, names)):
+        nearest = difflib.get_close_matches(name, _field_names(config_class), n=1)
+        advice = f"the nearest one is `{nearest[0]}`" if nearest else "its docstring lists them"
+        raise ValueError(f"`{name}` is no field of {config_class.__name__}: {advice}.")
+
+
+def _field_names(config_class: type[PreTrainedConfig]) -> set[str]:
+    fields = {field.name for field in dataclasses.fields(config_class)}  # type: ignore[arg-type]
+    return fields | set(config_class.attribute_map) | {"num_labels", "attn_implementation", "output_attentions"}
+
+
+def _unknown_fields(config_class: type[PreTrainedConfig], names: Iterable[str]) -> set[str]:
+    return {name for name in names if not name.startswith("_")} - _field_names(config_class)
 
 
 def _resolve_backbone_config(backbone_config: dict | PreTrainedConfig | None) -> PreTrainedConfig:

@@ -13,13 +13,14 @@ import torch
 from accelerate.utils import gather_object, send_to_device
 from transformers.utils.logging import disable_progress_bar
 
+from sap_detr_cli.settings.train import TrainingSettings
+
 from ..distributed import end_processes, on_main_process, one_sentence
 from ..evaluation.evaluate import evaluate_detections
 from .curves import draw_curves
 from .failure import TrainingFailed, first_bad_tensor
 from .reporting import METRICS_FILE
 from .run import TrainingRun, build_accelerator, prepare_output, prepare_run
-from .settings import TrainingSettings
 
 
 def train(settings: TrainingSettings) -> dict[str, float | str]:

@@ -8,14 +8,15 @@ from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
+from sap_detr_cli.settings.train import TrainingSettings
+
 from ..data.dataset import DetectionData, check_categories
 from ..evaluation_mode import evaluation_mode
-from ..model.configuration_sap_detr import SapDetrConfig
+from ..model.configuration_sap_detr import SapDetrConfig, check_field_names
 from ..model.image_processing_sap_detr import SapDetrImageProcessor
 from ..model.modeling_sap_detr import SapDetrForObjectDetection
 from ..weights.pretrained import readable_model
 from .optimization import freeze_parameters
-from .settings import TrainingSettings
 
 
 def build_model(settings: TrainingSettings, data: DetectionData) -> PreTrainedModel:
@@ -87,6 +88,7 @@ def _model_to_fine_tune(settings: TrainingSettings, data: DetectionData) -> PreT
     assert settings.model
     with readable_model(settings.model):
         config = AutoConfig.from_pretrained(settings.model)
+    check_field_names(type(config), settings.model_overrides)
     fields: dict[str, Any] = dict(settings.model_overrides)
     if settings.ignore_mismatched_sizes:
         classes = {"id2label": data.id2label, "label2id": {name: index for index, name in data.id2label.items()}}

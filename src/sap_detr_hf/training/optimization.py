@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from .settings import TrainingSettings
+from sap_detr_cli.settings.train import TrainingSettings
 
 
 def build_optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.AdamW:

@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from .settings import TrainingSettings
+from sap_detr_cli.settings.train import TrainingSettings
 
 try:
     import resource

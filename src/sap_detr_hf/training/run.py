@@ -18,6 +18,8 @@ from torch.optim.swa_utils import AveragedModel
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
+from sap_detr_cli.settings.train import TrainingSettings
+
 from ..data.augmentation import make_augmentation
 from ..data.checks import cheap_checks
 from ..data.dataset import DetectionData, DetectionRows, check_categories, load_detection_data
@@ -40,7 +42,6 @@ from .ema import average_weights
 from .model import build_image_processor, build_model, freeze_unreached
 from .optimization import build_optimizer, build_scheduler
 from .reporting import TrainingProgress
-from .settings import TrainingSettings
 
 
 @dataclass

@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 
+from sap_detr_cli.settings.train import TrainingSettings
+
 from ..distributed import end_processes
 from ..environment import hardware_name, software_versions
 from .loop import take_step
 from .run import TrainingRun, build_accelerator, prepare_run
-from .settings import TrainingSettings
 
 DEFAULT_STEPS = 5
 LOADER_STEPS = 50  # loading is quick: fewer would measure chance

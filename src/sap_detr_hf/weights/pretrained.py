@@ -71,7 +71,7 @@ def readable_model(name: str) -> Iterator[None]:
     path = Path(name)
     if path.is_file():
         raise ValueError(
-            f"{name} is a file, not a model directory; scripts/convert_checkpoint.py makes one of a checkpoint."
+            f"{name} is a file, not a model directory; `sap-detr convert-checkpoint` makes one of a checkpoint."
         )
     if path.is_dir() and not (path / "config.json").is_file():
         raise ValueError(f"{name} is no model directory: it has no config.json.")

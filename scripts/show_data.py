@@ -1,0 +1,10 @@
+"""`sap-detr show-data`."""
+
+import sys
+
+from sap_detr_cli.main import verb
+
+main = verb("show-data")
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The installed command `sap-detr` and the settings of its verbs; imports neither torch nor transformers."""

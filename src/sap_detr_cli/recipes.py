@@ -1,0 +1,95 @@
+# Copyright 2026 The sap_detr_hf authors. Licensed under the Apache License, Version 2.0.
+"""The YAML recipes in the package: finding, listing, copying and reading them."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from .options import Settings, check_known, options
+from .settings.recipes import RecipesSettings
+from .settings.train import TrainingSettings
+
+
+def recipe_folder() -> Path:
+    """Where the recipes lie; finding it does not import `sap_detr_hf`."""
+    spec = find_spec("sap_detr_hf")
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    return Path(spec.submodule_search_locations[0]) / "recipes"
+
+
+def recipe_names() -> list[str]:
+    """Recipes by name, then Accelerate's configurations as `accelerate/NAME`."""
+    folder = recipe_folder()
+    return [path.relative_to(folder).with_suffix("").as_posix() for path in
+            (*sorted(folder.glob("*.yaml")), *sorted(folder.glob("*/*.yaml")))]  # fmt: skip
+
+
+def recipe_file(name: str | Path) -> Path:
+    """The recipe of a name, or a file.
+
+    Raises:
+        FileNotFoundError: there is neither; the message says which there are.
+    """
+    if str(name) in recipe_names():
+        return recipe_folder() / f"{name}.yaml"
+    if Path(name).is_file():
+        return Path(name)
+    known = ", ".join(recipe for recipe in recipe_names() if "/" not in recipe)
+    raise FileNotFoundError(f"{name} is no file, nor one of the recipes {known}.")
+
+
+def read_recipe(name: str | Path, settings: type[Settings] = TrainingSettings) -> dict[str, Any]:
+    """The values of a YAML recipe, by the name of their setting.
+
+    Args:
+        name: of a recipe of the package, or a file.
+        settings: whose recipe it is.
+
+    Raises:
+        OSError: there is no such recipe.
+        ValueError: not a YAML mapping, a wrong value, or an unknown key (the message names the nearest known one).
+    """
+    from yaml import YAMLError
+
+    from .yaml_settings import read_mapping
+
+    path = recipe_file(name)
+    known = {option.name: option for option in options(settings)}
+    values: dict[str, Any] = {}
+    try:
+        pairs = read_mapping(path.read_text(encoding="utf-8-sig"), {n for n, o in known.items() if o.is_mapping})
+        for key, value in pairs:
+            check_known(key, settings, "it", "sap-detr train")
+            if key in values:
+                raise ValueError(f"it sets `{key}` twice")
+            values[key] = known[key].checked(value)
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"The recipe {path} is not valid YAML: {' '.join(str(error).split())}") from error
+    except ValueError as error:
+        raise ValueError(f"The recipe {path} cannot be used: {error}") from error
+    return values
+
+
+def run(settings: RecipesSettings) -> int:
+    """List the recipes, or copy one; an existing file stays as it is."""
+    if settings.action == "list":
+        for name in recipe_names():
+            comment = recipe_file(name).read_text(encoding="utf-8").splitlines()[0]
+            print(f"{name:<22}{comment.lstrip('# ')}")
+        return 0
+    assert settings.name is not None
+    source = recipe_file(settings.name)
+    target = Path(settings.target or source.name)
+    if target.is_dir():
+        target /= source.name
+    try:
+        with target.open("x", encoding="utf-8") as copy:
+            copy.write(source.read_text(encoding="utf-8"))
+    except FileExistsError as error:
+        raise FileExistsError(f"{target} exists already: name another file.") from error
+    if "/" in settings.name:
+        print(f"{target}: edit it, then `accelerate launch --config_file {target} -m sap_detr_cli train RECIPE`.")
+    else:
+        print(f"{target}: edit it, then `sap-detr train {target}`.")
+    return 0

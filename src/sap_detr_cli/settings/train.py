@@ -1,0 +1,180 @@
+# Copyright 2026 The sap_detr_hf authors. Licensed under the Apache License, Version 2.0.
+"""Train SAP-DETR: a recipe, and on the command line what differs from it.
+
+  sap-detr train finetune --model MODEL_DIR --data DATA --output-dir runs/mine
+
+Values are those of YAML: `null` empties a setting, `{a: 1}` is a mapping; texts are taken as they stand.
+Several GPUs or nodes: `sap-detr recipes copy accelerate/gpu_4`, then
+`accelerate launch --config_file gpu_4.yaml -m sap_detr_cli train ...`.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from ..options import ABOVE_0, AT_LEAST_0, AT_LEAST_1, Limit, Settings
+
+
+@dataclass
+class TrainingSettings(Settings):
+    """Everything a run depends on. The text beside a field is its reason, and what `sap-detr train --help` prints.
+
+    The defaults are the published recipe (50 epochs, batch 16) wherever the paper fixes a value.
+
+    Raises:
+        ValueError: values of the wrong type, out of range, or that do not fit together.
+    """
+
+    takes_recipe = True
+
+    # Where things are
+    output_dir: Annotated[str, "receives the model, checkpoints, metrics.jsonl and curves"] = "runs/sap_detr"
+    resume: Annotated[str | None, "'auto': go on from the newest checkpoint if there is one; or a checkpoint file"] = (
+        None
+    )
+
+    # Model: either `model` (fine-tuning) or `variant` (from scratch)
+    model: Annotated[str | None, "model directory or Hub id to fine-tune"] = None
+    ignore_mismatched_sizes: Annotated[bool, "give `model` a new class head when the data has other classes"] = False
+    variant: Annotated[
+        Literal["r50", "r50-dc5", "r101", "r101-dc5"] | None, "published model to train from scratch"
+    ] = None
+    model_overrides: Annotated[dict[str, Any], "SapDetrConfig fields to change, for instance {dropout: 0.1}"] = field(
+        default_factory=dict
+    )
+    backbone_weights: Annotated[str | None, "ImageNet weights of the backbone: a file or Hub id"] = None
+    freeze: Annotated[list[str], "parameter name prefixes to keep fixed, for instance [model.backbone]"] = field(
+        default_factory=list
+    )
+
+    # Data
+    data: Annotated[str | None, "COCO directory, COCO .json file, saved data set folder or Hub id"] = None
+    train_split: Annotated[str, "split to learn from"] = "train"
+    train_annotations: Annotated[str | None, "COCO JSON of the training split, where `data` has another layout"] = None
+    train_images: Annotated[str | None, "image folder of the training split, where `data` has another layout"] = None
+    val_split: Annotated[str, "split that AP is measured on"] = "val"
+    val_annotations: Annotated[str | None, "COCO JSON of the validation split, where `data` has another layout"] = None
+    val_images: Annotated[str | None, "image folder of the validation split, where `data` has another layout"] = None
+    categories: Annotated[
+        Literal["contiguous", "coco91"], "class index 0..N-1 for own data; raw COCO ids for released checkpoints"
+    ] = "contiguous"
+    box_format: Annotated[
+        Literal["xywh", "xyxy"], "box format of Hub data sets, which differ; COCO files are always xywh"
+    ] = "xywh"
+    cache_dir: Annotated[str | None, "where the Arrow index of the data is kept"] = None
+    augmentation: Annotated[str, "none, flip, released, or package.module:callable"] = "released"
+    shortest_edge: Annotated[
+        int | None, "image size, also saved with the processor; empty: the processor's own, 800", AT_LEAST_1
+    ] = None
+    longest_edge: Annotated[int | None, "limit of the longer side; empty: the processor's own, 1333", AT_LEAST_1] = None
+    group_by_aspect_ratio: Annotated[bool, "batch wide with wide, tall with tall images: less padding to compute"] = (
+        False
+    )
+    drop_last: Annotated[bool, "drop an epoch's incomplete last step (as published); otherwise fill it up"] = False
+    workers: Annotated[int, "loader processes per training process; 0 loads in the training process", AT_LEAST_0] = 2
+    pin_memory: Annotated[bool, "page-locked batches: copies to a GPU overlap with computation"] = True
+    overfit_batches: Annotated[
+        int | None, "learn and evaluate on the first N effective batches only: a sanity check", AT_LEAST_1
+    ] = None
+
+    # Length and batch
+    epochs: Annotated[int, "passes over the training images", AT_LEAST_1] = 50
+    max_steps: Annotated[int | None, "stop after this many optimizer steps, for trials", AT_LEAST_1] = None
+    effective_batch: Annotated[
+        int, "images per optimizer step over all processes; the rates below belong to it", AT_LEAST_1
+    ] = 16
+    images_per_device: Annotated[int, "images per forward pass of one process; limited by memory", AT_LEAST_1] = 4
+    gradient_accumulation: Annotated[
+        int | None, "forward passes per step; empty: follows from the two above", AT_LEAST_1
+    ] = None
+    seed: Annotated[
+        int, "of weights, data order and augmentation; process i draws its dropout from seed + i", AT_LEAST_0
+    ] = 42
+
+    # Optimizer
+    learning_rate: Annotated[float, "peak rate outside the backbone", AT_LEAST_0] = 1e-4
+    backbone_learning_rate: Annotated[float, "peak rate of the pretrained backbone", AT_LEAST_0] = 1e-5
+    weight_decay: Annotated[float, "AdamW decay, on every parameter as published", AT_LEAST_0] = 1e-4
+    gradient_clip: Annotated[float | None, "largest gradient norm; empty: no clipping", ABOVE_0] = 0.1
+    schedule: Annotated[Literal["step", "cosine", "constant"], "how the rate falls after warm-up"] = "step"
+    warmup_steps: Annotated[int, "steps of linear growth of the rate: attention diverges without", AT_LEAST_0] = 1000
+    warmup_start: Annotated[float, "share of the rate at the first step", AT_LEAST_0] = 1e-3
+    drop_epoch: Annotated[int, "`step`: epoch after which the rate is dropped"] = 40
+    drop_factor: Annotated[
+        float, "`step`: what the rate is multiplied by then; `cosine`: share left at the end", AT_LEAST_0
+    ] = 0.1
+    ema_decay: Annotated[
+        float | None,
+        "average the weights with this decay (0.9997) and evaluate them; empty: off",
+        Limit("between 0 and 1", lambda decay: 0 < decay < 1),
+    ] = None
+
+    # Precision and speed
+    mixed_precision: Annotated[Literal["no", "bf16", "fp16"], "autocast type; fp16 scales the loss"] = "no"
+    tf32: Annotated[bool, "TensorFloat-32 matrix products in float32 parts: faster on Ampere and later"] = True
+    gradient_checkpointing: Annotated[bool, "recompute activations: less memory, about a third slower"] = False
+    channels_last: Annotated[bool, "channels-last convolutions: faster on CPUs and on tensor cores"] = False
+    compile: Annotated[bool, "torch.compile encoder and decoder: for the first image size, then for all others"] = False
+
+    # Evaluation and keeping
+    evaluation_epochs: Annotated[int, "measure AP every N epochs; 0: never", AT_LEAST_0] = 1
+    evaluation_steps: Annotated[int | None, "measure AP also every N steps", AT_LEAST_1] = None
+    evaluation_batch_size: Annotated[
+        int, "images per forward pass in evaluation; does not change the numbers", AT_LEAST_1
+    ] = 4
+    early_stopping: Annotated[int | None, "stop after N evaluations after warm-up without a better AP", AT_LEAST_1] = (
+        None
+    )
+    checkpoint_epochs: Annotated[
+        int, "save the training state every N epochs; 0: only by steps and at the end", AT_LEAST_0
+    ] = 1
+    checkpoint_steps: Annotated[int | None, "save the training state also every N steps", AT_LEAST_1] = None
+    keep_checkpoints: Annotated[int, "how many of the newest training states stay on disk", AT_LEAST_1] = 2
+
+    # Reporting
+    log_steps: Annotated[int, "write a line of metrics.jsonl (and of the tracker) every N steps", AT_LEAST_1] = 10
+    tracker: Annotated[str | None, "tensorboard, wandb, trackio or another of Accelerate's trackers"] = None
+    run_name: Annotated[str, "name of the run in the tracker"] = "sap_detr"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if bool(self.model) == bool(self.variant):
+            raise ValueError(
+                "Name either `model` (a directory or Hub id to fine-tune) or `variant` (r50, r50-dc5, r101, r101-dc5 "
+                f"to train from scratch), not {'both' if self.model else 'neither'}."
+            )
+        if not (self.data or self.train_annotations):
+            raise ValueError("Name the training data: `data`, or `train_annotations` with `train_images`.")
+        measured = (self.evaluation_epochs or self.evaluation_steps) and not self.overfit_batches
+        if measured and not (self.data or self.val_annotations):
+            raise ValueError(
+                "Name the validation data that AP is measured on: `val_annotations` with `val_images`, "
+                "or set `evaluation_epochs` to 0."
+            )
+        if measured and str(self.data).endswith(".json") and not self.val_annotations:
+            raise ValueError(
+                f"`data` = {self.data} is one COCO file, and AP on the images that are learned from says nothing: name "
+                "`val_annotations` and `val_images`, or set `evaluation_epochs` to 0."
+            )
+
+    def accumulation(self, processes: int) -> int:
+        """Forward passes per optimizer step on `processes` processes.
+
+        Raises:
+            ValueError: the effective batch is not processes x images_per_device x gradient_accumulation.
+        """
+        at_once = processes * self.images_per_device
+        steps = self.gradient_accumulation or max(self.effective_batch // at_once, 1)
+        if at_once * steps != self.effective_batch:
+            raise ValueError(
+                f"`effective_batch` = {self.effective_batch}, but {processes} process(es) x `images_per_device` = "
+                f"{self.images_per_device} x `gradient_accumulation` = {steps} is {at_once * steps}: change one of "
+                "them (and the learning rates with the effective batch)."
+            )
+        return steps
+
+    def to_yaml(self) -> str:
+        """The settings as a recipe that gives the same run."""
+        from ..yaml_settings import to_yaml  # here, for `--help` needs no YAML
+
+        return to_yaml(dataclasses.asdict(self))

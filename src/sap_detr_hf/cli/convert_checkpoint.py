@@ -1,0 +1,14 @@
+"""Convert a released checkpoint and print its size."""
+
+from sap_detr_cli.settings.convert_checkpoint import ConversionSettings
+
+from ..weights.convert import convert_checkpoint
+
+
+def run(settings: ConversionSettings) -> int:
+    """Convert, and verify where asked for."""
+    model = convert_checkpoint(settings.checkpoint, settings.output_dir, settings.variant, settings.verify)
+    parameters = sum(p.numel() for p in model.parameters())
+    print(f"{settings.output_dir}: {parameters:,} parameters, {model.config.num_labels} classes", end="")
+    print(", verified" if settings.verify else "")
+    return 0

@@ -1,0 +1,23 @@
+"""Predict all inputs and say where the results are."""
+
+import sys
+
+from sap_detr_cli.settings.predict import PredictionSettings
+
+from ..inference.predict import predict
+from . import silence_transformers
+
+
+def run(settings: PredictionSettings) -> int:
+    """Predict; 1 where an input failed or Ctrl+C stopped it."""
+    silence_transformers()
+    try:
+        summary = predict(settings)
+    except KeyboardInterrupt:
+        print(f"Stopped: what was predicted so far is in {settings.output}.", file=sys.stderr)
+        return 1
+    print(f"{summary.images} images, {summary.detections} detections: {settings.output}")
+    if summary.failed:
+        print(f"{summary.failed} failed, all in {settings.output}/failed.jsonl:", file=sys.stderr)
+        print("\n".join(f"  {failure}" for failure in summary.failures), file=sys.stderr)
+    return 1 if summary.failed else 0

@@ -1,0 +1,24 @@
+"""Train from a recipe and the command line."""
+
+import os
+import sys
+
+from sap_detr_cli.main import fail
+from sap_detr_cli.settings.train import TrainingSettings
+
+from ..training.failure import TrainingFailed
+from ..training.loop import train
+
+
+def run(settings: TrainingSettings) -> int:
+    """Print the settings, train, print the result; 0 also where a signal stopped the training, 1 for a failed run."""
+    main_process = os.environ.get("RANK", "0") == "0"
+    if main_process:
+        print(settings.to_yaml(), file=sys.stderr, flush=True)
+    try:
+        result = train(settings)
+    except TrainingFailed as error:
+        return fail(error, 1)
+    if main_process:
+        print("  ".join(f"{name} {value}" for name, value in result.items()))
+    return 0

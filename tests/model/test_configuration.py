@@ -1,0 +1,40 @@
+"""Fields that the configuration does not have: refused where they are set, a warning where they are saved."""
+
+import json
+
+import pytest
+from transformers import AutoConfig
+
+from sap_detr_hf import SapDetrConfig
+from sap_detr_hf.model.configuration_sap_detr import PUBLISHED_VARIANTS, check_field_names
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [("decoder_layer", "the nearest one is `decoder_layers`"), ("zzz", "its docstring"), ("model_type", "no field")],
+)
+def test_unknown_override_is_refused_with_the_nearest_field(name, advice):
+    with pytest.raises(ValueError, match=f"`{name}` is no field of SapDetrConfig.*{advice}|`{name}` is {advice}"):
+        SapDetrConfig.from_variant("r50", **{name: 1})
+
+
+def test_fields_and_their_other_names_are_known():
+    check_field_names(SapDetrConfig, SapDetrConfig().to_diff_dict().keys() - {"model_type"})
+    config = SapDetrConfig.from_variant("r50", num_hidden_layers=2, num_labels=3, attn_implementation="eager")
+    assert (config.encoder_layers, config.num_labels, config._attn_implementation) == (2, 3, "eager")
+
+
+@pytest.mark.parametrize("variant", PUBLISHED_VARIANTS)
+def test_saved_configuration_loads_without_a_warning(variant, tmp_path, caplog):
+    SapDetrConfig.from_variant(variant).save_pretrained(tmp_path)
+    AutoConfig.from_pretrained(tmp_path)
+    assert caplog.text == ""
+
+
+def test_saved_configuration_of_a_newer_version_loads_with_a_warning(tmp_path, caplog):
+    SapDetrConfig.from_variant("r50", decoder_layers=2).save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(content | {"field_of_tomorrow": 3}))
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert config.decoder_layers == 2
+    assert "`field_of_tomorrow`, which this version of SapDetrConfig does not know" in caplog.text
