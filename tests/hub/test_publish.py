@@ -27,7 +27,12 @@ from sap_detr_hf.training.settings import TrainingSettings
 REPO = "someone/tiny-detector"
 LICENSE = ["--license", "mit"]
 needs_xet = pytest.mark.skipif(find_spec("hf_xet") is None, reason="hf_xet is not installed")
-MODEL_FILES = {"README.md", "config.json", "preprocessor_config.json", *(path.name for path in code_files())}
+MODEL_FILES = {
+    "README.md",
+    "config.json",
+    "preprocessor_config.json",
+    *(path.name for path in code_files(SapDetrConfig)),
+}
 
 
 def _save_model(directory: Path, shards: str = "50GB", **overrides) -> SapDetrForObjectDetection:
@@ -110,7 +115,7 @@ def test_command_publishes_what_others_can_load(hub, tmp_path):
     assert repository.files["model.safetensors"] == before["model.safetensors"]
     assert repository.large == {"model.safetensors"}
     assert hub.count("PUT /storage/") > 2
-    for path in code_files():
+    for path in code_files(SapDetrConfig):
         assert repository.files[path.name] == path.read_bytes()
     assert json.loads(repository.files["config.json"])["class_loss_coefficient"] == 2.0
     assert _contents(tmp_path / "model") == before
