@@ -27,20 +27,20 @@ def config_class_of(model_dir: str | os.PathLike) -> type[PreTrainedConfig]:
         FileNotFoundError: the directory lacks config.json.
         ValueError: it is not valid JSON, or the model is of another type.
     """
-    model_type = _read_json(Path(model_dir) / "config.json").get("model_type")
-    config_class = CONFIG_MAPPING[model_type] if str(model_type) in CONFIG_MAPPING else None
+    model_type = str(_read_json(Path(model_dir) / "config.json").get("model_type"))
+    config_class = CONFIG_MAPPING[model_type] if model_type in CONFIG_MAPPING else None
     if config_class is None or Path(inspect.getfile(config_class)).parent != MODEL_FOLDER:
         raise ValueError(
-            f"{model_dir} holds a model of type {model_type!r}, which is none of this package's: it cannot be given this "
-            "package's code."
+            f"{model_dir} holds a model of type {model_type!r}, which is none of this package's: only its own models "
+            "can carry its code."
         )
     return config_class
 
 
 def config_auto_map(config_class: type[PreTrainedConfig]) -> dict[str, str]:
     """Return `auto_map` of config.json: from each Auto class to the `module.Class` registered with it."""
-    models = {name: mapping[config_class] for name, mapping in MODEL_MAPPINGS.items() if config_class in mapping}
-    classes = {"AutoConfig": config_class, **models}
+    classes: dict[str, Any] = {"AutoConfig": config_class}
+    classes |= {name: mapping[config_class] for name, mapping in MODEL_MAPPINGS.items() if config_class in mapping}
     return {name: f"{Path(inspect.getfile(each)).stem}.{each.__name__}" for name, each in classes.items()}
 
 
@@ -49,7 +49,8 @@ def image_processor_auto_map(config_class: type[PreTrainedConfig]) -> dict[str, 
 
     Without torchvision its class cannot be imported here: transformers saves the PIL class under its name.
     """
-    pil = IMAGE_PROCESSOR_MAPPING[config_class]["pil"]
+    backends: Any = IMAGE_PROCESSOR_MAPPING[config_class]
+    pil = backends["pil"]
     names = {"torchvision": pil().to_dict()["image_processor_type"], "pil": pil.__name__}
     return {"AutoImageProcessor": {backend: f"{_module_with(name)}.{name}" for backend, name in names.items()}}
 
