@@ -67,8 +67,10 @@ def wheel(tmp_path_factory) -> Path:
 def test_wheel_holds_the_package_and_nothing_else(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     code = {name for name in names if not re.match(r"sap_detr_hf-[\w.]+\.dist-info/", name)}
-    assert code == {f"sap_detr_hf/{path.relative_to(PACKAGE).as_posix()}" for path in PACKAGE.rglob("*.py")}
+    files = [*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.md")]
+    assert code == {f"sap_detr_hf/{path.relative_to(PACKAGE).as_posix()}" for path in files}
     assert "sap_detr_hf/evaluation/coco_detection/coco_detection.py" in code
+    assert "sap_detr_hf/hub/model_card_template.md" in code
     assert any(name.endswith("LICENSE") for name in names - code)
 
 
