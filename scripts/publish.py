@@ -24,10 +24,9 @@ def main(argv: list[str] | None = None) -> int:
             license=args.license,
         )
         if args.dry_run:
-            files = publishing.files_to_publish(args.model_dir, card)
-            publishing.check_model(args.model_dir)
-            return _show(files, card, args.repo_id)
-        print(publishing.publish(args.model_dir, args.repo_id, card, private=args.private, update=args.update))
+            print(publishing.describe_upload(args.model_dir, args.repo_id, card))
+        else:
+            print(publishing.publish(args.model_dir, args.repo_id, card, private=args.private, update=args.update))
     except publishing.PublishingError as error:
         print(f"\nerror: {error}", file=sys.stderr)  # a progress bar may stand on the line
         return 1
@@ -52,14 +51,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--license", help="of the weights, as the Hub names it: apache-2.0, cc-by-4.0, ...")
     parser.add_argument("--card", help="a finished card, instead of MODEL_DIR/README.md or a generated one")
     return parser
-
-
-def _show(files: list, card: str, repo_id: str) -> int:
-    print(f"Nothing was sent. {repo_id} would get {len(files)} files in one commit:\n")
-    for file in files:
-        print(f"{file.size:>12,} bytes  {file.name}")
-    print(f"{sum(file.size for file in files):>12,} bytes  in all\n\nREADME.md:\n\n{card}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -28,13 +28,12 @@ def config_class_of(model_dir: str | os.PathLike) -> type[PreTrainedConfig]:
         ValueError: it is not valid JSON, or the model is of another type.
     """
     model_type = str(_read_json(Path(model_dir) / "config.json").get("model_type"))
-    config_class = CONFIG_MAPPING[model_type] if model_type in CONFIG_MAPPING else None
-    if config_class is None or Path(inspect.getfile(config_class)).parent != MODEL_FOLDER:
+    if model_type not in CONFIG_MAPPING or Path(inspect.getfile(CONFIG_MAPPING[model_type])).parent != MODEL_FOLDER:
         raise ValueError(
             f"{model_dir} holds a model of type {model_type!r}, which is none of this package's: only its own models "
             "can carry its code."
         )
-    return config_class
+    return CONFIG_MAPPING[model_type]
 
 
 def config_auto_map(config_class: type[PreTrainedConfig]) -> dict[str, str]:
