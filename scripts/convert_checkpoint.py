@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from pathlib import Path
 
 VARIANTS = ("r50", "r50-dc5", "r101", "r101-dc5")
 
@@ -14,10 +15,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--variant", choices=VARIANTS, help="where the checkpoint has no `args`")
     parser.add_argument("--verify", action="store_true", help="reload, compare every tensor, run a forward pass")
     args = parser.parse_args(argv)
-    from sap_detr_hf.weights.convert import convert_checkpoint  # after the arguments, so that --help answers at once
+    from sap_detr_hf.hub.model_card import card_of_converted  # after the arguments, so that --help answers at once
+    from sap_detr_hf.weights.convert import convert_checkpoint
 
     try:
         model = convert_checkpoint(args.checkpoint, args.output_dir, args.variant, args.verify)
+        (Path(args.output_dir) / "README.md").write_text(card_of_converted(model.config), encoding="utf-8")
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
