@@ -49,7 +49,7 @@ def card_for(
     dataset_id: str | None = None,
     license: str | None = None,
 ) -> str:
-    """The complete card of a model directory.
+    """Return the complete card of a model directory.
 
     Args:
         model_dir: its README.md is the card, if there is one and nothing else is given. Otherwise the card is written
@@ -66,12 +66,12 @@ def card_for(
     unused = ", ".join(option for option, value in given.items() if value is not None)
     if card is not None and unused:
         raise ValueError(f"{card} is a finished card, which {unused} would not change: leave them or --card out.")
-    finished = card
-    if all(each is None for each in (card, *given.values())) and (Path(model_dir) / "README.md").is_file():
-        finished = Path(model_dir) / "README.md"
-    if finished is not None:
-        text = Path(finished).read_text(encoding="utf-8")
-        remedy = f"Complete {finished}."
+    own = Path(model_dir) / "README.md"
+    if card is None and not unused and own.is_file():
+        card = own
+    if card is not None:
+        text = Path(card).read_text(encoding="utf-8")
+        remedy = f"Complete {card}."
     else:
         text = model_card(sources_of_directory(model_dir, repo_id, evaluation, dataset_id, license))
         remedy = "Say --license, or name a finished card with --card."
@@ -90,7 +90,7 @@ def sources_of_directory(
     dataset_id: str | None = None,
     license: str | None = None,
 ) -> CardSources:
-    """What the card of a directory that training or conversion left is written from.
+    """Collect the facts for the card of a directory that training or conversion has written.
 
     Args:
         model_dir: with config.json, preprocessor_config.json and, after a training, settings.yaml.
@@ -155,7 +155,7 @@ def describe_upload(model_dir: str | os.PathLike, repo_id: str, card: str) -> st
 
 
 def weight_files(model_dir: str | os.PathLike) -> list[Path]:
-    """The safetensors files of a saved model, with their index where there are several.
+    """Return the safetensors files of a saved model, with their index where there are several.
 
     Raises:
         FileNotFoundError: there are none, or one that the index names is missing.
@@ -207,7 +207,7 @@ def check_model(model_dir: str | os.PathLike) -> None:
 
 
 def check_repo_id(repo_id: str) -> None:
-    """Make sure that a repository is named `owner/name`.
+    """Check that a repository is named `owner/name`.
 
     Raises:
         ValueError: it is not.
@@ -352,7 +352,7 @@ def publish(
 
 @contextmanager
 def hub_errors(repo_id: str) -> Iterator[None]:
-    """Turns what the Hub's client raises into a [`PublishingError`] that says what to do."""
+    """Context manager that turns errors of the Hub's client into a [`PublishingError`] that says what to do."""
     try:
         yield
     except OfflineModeIsEnabled as error:
@@ -370,11 +370,12 @@ def hub_errors(repo_id: str) -> Iterator[None]:
 
 def _explain_status(error: HfHubHTTPError, repo_id: str) -> str:
     status = error.response.status_code
+    changed = f"{repo_id} was changed by someone else at the same time: look at it, then run the command again."
     reasons = {
         401: "The Hub does not accept the token: run `hf auth login` again, or correct HF_TOKEN.",
         403: f"The token has no right to write to {repo_id}: make one that has (https://huggingface.co/settings/tokens).",
-        409: f"{repo_id} was changed by someone else at the same time: look at it, then run the command again.",
-        412: f"{repo_id} was changed by someone else at the same time: look at it, then run the command again.",
+        409: changed,
+        412: changed,
         429: "The Hub refuses for now because of too many requests: wait some minutes and run the command again.",
     }
     said = f"HTTP {status}" + (f": {error.server_message}" if error.server_message else "")
