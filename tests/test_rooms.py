@@ -68,6 +68,12 @@ def test_rooms_import_what_the_table_allows():
     assert {pair for pair in between_rooms() if not is_allowed(*pair)} == set()
 
 
+def test_the_package_stands_alone():
+    outside = {(room_of(module), room_of(target)) for module, target in imports("sap_detr_hf")}
+    assert ("model", "sap_detr_cli") not in outside, "it would have to travel to the Hub"
+    assert not {target for _, target in outside} & {"benchmarks", "scripts", "tests"}
+
+
 def test_no_cycles_between_rooms():
     graph: dict[str, set[str]] = {}
     for module, target in between_rooms():

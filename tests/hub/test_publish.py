@@ -21,6 +21,7 @@ from tiny_model import tiny_inputs, tiny_model
 
 from sap_detr_hf import SapDetrConfig, SapDetrForObjectDetection, SapDetrImageProcessorPil
 from sap_detr_hf.hub.model_card import card_of_converted
+from sap_detr_hf.hub.publish import prepared_folder
 from sap_detr_hf.hub.remote_code import code_files
 from sap_detr_hf.training.settings import TrainingSettings
 
@@ -185,6 +186,19 @@ def test_dry_run_lists_what_would_go_and_sends_nothing(hub, client, model_dir, c
     assert f"{sum(map(len, files.values())):,} bytes  in all" in shown
     assert shown.endswith(files["README.md"].decode() + "\n")
     assert f"{len(files)} files" in shown
+
+
+def test_weights_are_copied_where_links_cannot_be_made(model_dir, monkeypatch):
+    def refuse(*args):
+        raise OSError("A required privilege is not held by the client")
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    with prepared_folder(model_dir, "the card") as folder:
+        assert {path.name for path in folder.iterdir()} == MODEL_FILES | {"model.safetensors"}
+        assert not (folder / "model.safetensors").is_symlink()
+        assert (folder / "model.safetensors").read_bytes() == (model_dir / "model.safetensors").read_bytes()
+    assert not folder.exists()
+    assert (model_dir / "model.safetensors").is_file()
 
 
 def test_existing_repositories(hub, client, model_dir, tmp_path, capsys):
