@@ -166,8 +166,10 @@ class _Handler(BaseHTTPRequestHandler):
         if action[0] == "xet-write-token":
             address = f"local://{self.hub.xet_store}"
             return self._answer(200, {"casUrl": address, "accessToken": "xet", "exp": int(time.time()) + 3600})
-        if action[0] == "tree":  # of a folder, and there are none
+        if action[0] == "tree" and len(action) > 2:  # of a folder, and there are none
             return self._answer(404, {"error": "Entry not found"}, X_Error_Code="EntryNotFound")
+        if action[0] == "tree":
+            return self._answer(200, [_entry(repository, name) for name in repository.files])
         answer = {"preupload": self._preupload, "commit": self._commit, "paths-info": self._paths_info}.get(action[0])
         return answer(repo_id, repository, body) if answer else self._answer(501, {"error": f"no {action} here"})
 
@@ -232,14 +234,7 @@ class _Handler(BaseHTTPRequestHandler):
         return oid.encode() if self.hub.xet_store else self.hub.storage[oid]
 
     def _paths_info(self, repo_id: str, repository: Repository, body: bytes):
-        found = []
-        for name in parse_qs(body.decode())["paths"]:
-            content, oid = repository.files[name], _oid(repository, name)
-            entry = {"type": "file", "path": name, "size": len(content), "oid": oid}
-            if name in repository.large:
-                entry["lfs"] = {"oid": oid, "size": len(content), "pointerSize": 134}
-            found.append(entry)
-        return self._answer(200, found)
+        return self._answer(200, [_entry(repository, name) for name in parse_qs(body.decode())["paths"]])
 
     def _resolve(self, repo_id: str, name: str):
         repository = self.hub.repositories.get(repo_id)
@@ -249,6 +244,13 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer(404, {}, X_Error_Code="EntryNotFound", X_Repo_Commit=repository.sha)
         etag = f'"{_oid(repository, name)}"'
         return self._answer(200, repository.files[name], ETag=etag, X_Repo_Commit=repository.sha)
+
+
+def _entry(repository: Repository, name: str) -> dict:
+    """A file as the Hub lists it."""
+    size, oid = len(repository.files[name]), _oid(repository, name)
+    lfs = {"lfs": {"oid": oid, "size": size, "pointerSize": 134}} if name in repository.large else {}
+    return {"type": "file", "path": name, "size": size, "oid": oid, **lfs}
 
 
 def _oid(repository: Repository, name: str) -> str:

@@ -40,37 +40,56 @@ assert set(found[0]) == {"score", "label", "box"}
 """
 
 
-def pip(*arguments: str | Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *map(str, arguments)]
+def run_module(*arguments: str | Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> Path:
-    """Built from a copy: a `build/` folder of an earlier build would leave its stale files in the wheel.
+def pip(*arguments: str | Path) -> subprocess.CompletedProcess:
+    return run_module("pip", "--disable-pip-version-check", *arguments)
 
-    setuptools is installed with torch, which needs it, so nothing is fetched.
+
+@pytest.fixture(scope="module")
+def distributions(tmp_path_factory) -> Path:
+    """A folder with the sdist and the wheel that is built from it.
+
+    Built from a copy: a `build/` folder of an earlier build would leave its stale files in the wheel. setuptools is
+    installed with torch, which needs it, so nothing is fetched.
     """
-    folder = tmp_path_factory.mktemp("wheel")
+    folder = tmp_path_factory.mktemp("distributions")
     source = folder / "source"
     unwanted = shutil.ignore_patterns("*.egg-info", "__pycache__", "build", "dist")
     shutil.copytree(ROOT / "src", source / "src", ignore=unwanted)
     shutil.copytree(ROOT / "tests", source / "tests", ignore=unwanted)  # must stay out
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    built = pip("wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", folder, source)
+    built = run_module("build", "--no-isolation", "--outdir", folder / "dist", source)
     assert built.returncode == 0, built.stdout + built.stderr
-    (path,) = folder.glob("*.whl")
+    return folder / "dist"
+
+
+@pytest.fixture
+def wheel(distributions) -> Path:
+    (path,) = distributions.glob("*.whl")
     return path
+
+
+def test_distributions_can_be_uploaded(distributions):
+    (sdist,) = distributions.glob("*.tar.gz")
+    (wheel,) = distributions.glob("*.whl")
+    checked = run_module("twine", "check", "--strict", sdist, wheel)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert checked.stdout.count("PASSED") == 2
 
 
 def test_wheel_holds_the_package_and_nothing_else(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     code = {name for name in names if not re.match(r"sap_detr_hf-[\w.]+\.dist-info/", name)}
-    files = {path for suffix in ("py", "yaml") for path in SOURCE.glob(f"sap_detr_*/**/*.{suffix}")}
+    files = {path for suffix in ("py", "yaml", "md") for path in SOURCE.glob(f"sap_detr_*/**/*.{suffix}")}
     assert code == {path.relative_to(SOURCE).as_posix() for path in files}
     assert {"sap_detr_cli/main.py", "sap_detr_hf/recipes/accelerate/gpu_4.yaml"} <= code
     assert "sap_detr_hf/evaluation/coco_detection/coco_detection.py" in code
+    assert "sap_detr_hf/hub/model_card_template.md" in code
     assert any(name.endswith("LICENSE") for name in names - code)
 
 

@@ -2,8 +2,10 @@
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 
+import jinja2
 import pytest
 from huggingface_hub import ModelCard
 from PIL import Image
@@ -127,6 +129,17 @@ def test_needed_packages_are_the_dependencies():
     assert {"torch", "scipy", "pillow"} < packages
     for package in packages:
         assert re.search(rf'^    "{package}[,>"]', project, re.MULTILINE), package
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"evaluation": None}, {"settings": None, "image_size": {"height": 64, "width": 64}}, {"converted": True}],
+)
+def test_the_template_names_only_facts_that_exist(monkeypatch, changes):
+    """Jinja writes nothing for an unknown name, without a word."""
+    lenient = model_card(_sources(**changes))
+    monkeypatch.setattr(jinja2, "Template", partial(jinja2.Template, undefined=jinja2.StrictUndefined))
+    assert model_card(_sources(**changes)) == lenient
 
 
 def test_card_of_a_training():

@@ -22,12 +22,18 @@ from tiny_model import tiny_inputs, tiny_model
 from sap_detr_cli.settings.train import TrainingSettings
 from sap_detr_hf import SapDetrConfig, SapDetrForObjectDetection, SapDetrImageProcessorPil
 from sap_detr_hf.hub.model_card import card_of_converted
+from sap_detr_hf.hub.publish import prepared_folder
 from sap_detr_hf.hub.remote_code import code_files
 
 REPO = "someone/tiny-detector"
 LICENSE = ["--license", "mit"]
 needs_xet = pytest.mark.skipif(find_spec("hf_xet") is None, reason="hf_xet is not installed")
-MODEL_FILES = {"README.md", "config.json", "preprocessor_config.json", *(path.name for path in code_files())}
+MODEL_FILES = {
+    "README.md",
+    "config.json",
+    "preprocessor_config.json",
+    *(path.name for path in code_files(SapDetrConfig)),
+}
 
 
 def _save_model(directory: Path, shards: str = "50GB", **overrides) -> SapDetrForObjectDetection:
@@ -110,7 +116,7 @@ def test_command_publishes_what_others_can_load(hub, tmp_path):
     assert repository.files["model.safetensors"] == before["model.safetensors"]
     assert repository.large == {"model.safetensors"}
     assert hub.count("PUT /storage/") > 2
-    for path in code_files():
+    for path in code_files(SapDetrConfig):
         assert repository.files[path.name] == path.read_bytes()
     assert json.loads(repository.files["config.json"])["class_loss_coefficient"] == 2.0
     assert _contents(tmp_path / "model") == before
@@ -180,6 +186,19 @@ def test_dry_run_lists_what_would_go_and_sends_nothing(hub, client, model_dir, c
     assert f"{sum(map(len, files.values())):,} bytes  in all" in shown
     assert shown.endswith(files["README.md"].decode() + "\n")
     assert f"{len(files)} files" in shown
+
+
+def test_weights_are_copied_where_links_cannot_be_made(model_dir, monkeypatch):
+    def refuse(*args):
+        raise OSError("A required privilege is not held by the client")
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    with prepared_folder(model_dir, "the card") as folder:
+        assert {path.name for path in folder.iterdir()} == MODEL_FILES | {"model.safetensors"}
+        assert not (folder / "model.safetensors").is_symlink()
+        assert (folder / "model.safetensors").read_bytes() == (model_dir / "model.safetensors").read_bytes()
+    assert not folder.exists()
+    assert (model_dir / "model.safetensors").is_file()
 
 
 def test_existing_repositories(hub, client, model_dir, tmp_path, capsys):

@@ -2,6 +2,11 @@
 
 import ast
 import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +19,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor  #
 from transformers.utils import is_torchvision_available
 
 import sap_detr_hf
+from sap_detr_hf import SapDetrConfig
 from sap_detr_hf.hub.remote_code import add_remote_code, code_files
 
 LOAD = """
@@ -118,9 +124,10 @@ def test_the_installed_package_wins(model_directory, trust, tmp_path):
 
 def test_every_relative_import_is_among_the_files():
     """By Python's own reading of the files; transformers', which the export uses, looks for lines of one form."""
-    names = {path.stem for path in code_files()}
+    files = code_files(SapDetrConfig)
+    names = {path.stem for path in files}
     assert {"configuration_sap_detr", "modeling_sap_detr", "image_files"} <= names
-    for path in code_files():
+    for path in files:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom):
                 assert node.level <= 1, path
@@ -128,6 +135,93 @@ def test_every_relative_import_is_among_the_files():
                 assert node.level == 1 or node.module.split(".")[0] != "sap_detr_hf", path
             elif isinstance(node, ast.Import):
                 assert not [alias for alias in node.names if alias.name.split(".")[0] == "sap_detr_hf"], path
+
+
+ANOTHER_TYPE = {
+    "configuration_tiny_detr.py": """
+from .configuration_sap_detr import SapDetrConfig
+
+
+class TinyDetrConfig(SapDetrConfig):
+    model_type = "tiny_detr"
+""",
+    "modeling_tiny_detr.py": """
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.models.detr.modeling_detr import DetrObjectDetectionOutput
+
+from .configuration_tiny_detr import TinyDetrConfig
+
+
+class TinyDetrForObjectDetection(PreTrainedModel):
+    config_class = TinyDetrConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.head = nn.Linear(3, config.num_labels + 4)
+        self.post_init()
+
+    def forward(self, pixel_values, pixel_mask=None, **kwargs):
+        hidden = self.head(pixel_values.mean((2, 3)))[:, None]
+        return DetrObjectDetectionOutput(logits=hidden[..., 4:], pred_boxes=hidden[..., :4].sigmoid())
+""",
+}
+
+GIVE_CODE = """
+import sys
+import sap_detr_hf
+from sap_detr_hf.hub.remote_code import add_remote_code, code_files
+from sap_detr_hf.model.configuration_tiny_detr import TinyDetrConfig
+from sap_detr_hf.model.modeling_tiny_detr import TinyDetrForObjectDetection
+from transformers import AutoConfig, AutoModelForObjectDetection
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+source, directory = sys.argv[1:]
+assert sap_detr_hf.__file__.startswith(source)
+AutoConfig.register("tiny_detr", TinyDetrConfig)
+AutoModelForObjectDetection.register(TinyDetrConfig, TinyDetrForObjectDetection)
+AutoImageProcessor.register(TinyDetrConfig, image_processor_classes={"pil": sap_detr_hf.SapDetrImageProcessorPil})
+TinyDetrForObjectDetection(TinyDetrConfig(num_labels=2)).save_pretrained(directory)
+sap_detr_hf.SapDetrImageProcessorPil().save_pretrained(directory)
+add_remote_code(directory)
+"""
+
+LOAD_ANOTHER_TYPE = """
+import sys
+from PIL import Image
+from transformers import pipeline
+
+detector = pipeline("object-detection", model=sys.argv[1], trust_remote_code=True)
+assert type(detector.model).__name__ == "TinyDetrForObjectDetection"
+assert detector.model(**detector.image_processor(Image.new("RGB", (60, 40)), return_tensors="pt")).logits.shape[-1] == 2
+"""
+
+
+def test_another_model_type_carries_the_files_it_imports(tmp_path):
+    """With a second configuration and model in `model/`, and the image processors of the first."""
+    package = tmp_path / "source" / "sap_detr_hf"
+    shutil.copytree(Path(sap_detr_hf.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    for name, text in ANOTHER_TYPE.items():
+        (package / "model" / name).write_text(text)
+    environment = {**os.environ, "PYTHONPATH": str(package.parent)}
+    command = [sys.executable, "-c", GIVE_CODE, package.parent, tmp_path / "model"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in (tmp_path / "model").glob("*.py")} == {
+        *ANOTHER_TYPE,
+        "configuration_sap_detr.py",
+        "coco_labels.py",
+        "detection_processing.py",
+        "image_files.py",
+        "image_processing_pil_sap_detr.py",
+        "image_processing_sap_detr.py",
+    }
+    auto_map = json.loads((tmp_path / "model" / "config.json").read_text())["auto_map"]
+    assert auto_map["AutoConfig"] == "configuration_tiny_detr.TinyDetrConfig"
+    assert auto_map["AutoModelForObjectDetection"] == "modeling_tiny_detr.TinyDetrForObjectDetection"
+    assert "AutoModel" not in auto_map
+    run_without(["sap_detr_hf"], LOAD_ANOTHER_TYPE, tmp_path, tmp_path / "model")
 
 
 def test_command_keeps_what_the_configurations_hold(tmp_path, capsys):
@@ -150,6 +244,7 @@ def test_command_keeps_what_the_configurations_hold(tmp_path, capsys):
     ("files", "message"),
     [
         ({}, "has no config.json"),
+        ({"config.json": '{"model_type": ["sap_detr"]}'}, "a model of type"),
         ({"config.json": '{"model_type": "sap_detr"}'}, "has no preprocessor_config.json"),
         ({"config.json": '{"model_type": "detr"}'}, "a model of type 'detr'"),
         ({"config.json": "{", "preprocessor_config.json": "{}"}, "config.json is not valid JSON"),

@@ -21,25 +21,13 @@ def run(settings: PublishSettings) -> int:
             license=settings.license,
         )
         if settings.dry_run:
-            files = publishing.files_to_publish(settings.model_dir, card)
-            publishing.check_model(settings.model_dir)
-            return _show(files, card, settings.repo_id)
-        print(
-            publishing.publish(
-                settings.model_dir, settings.repo_id, card, private=settings.private, update=settings.update
-            )
-        )
+            print(publishing.describe_upload(settings.model_dir, settings.repo_id, card))
+        else:
+            options = {"private": settings.private, "update": settings.update}
+            print(publishing.publish(settings.model_dir, settings.repo_id, card, **options))
     except publishing.PublishingError as error:
         print(file=sys.stderr)  # a progress bar may stand on the line
         return fail(error, 1)
     except KeyboardInterrupt:
         return fail("interrupted; run the same command again to go on.", 1)
-    return 0
-
-
-def _show(files: list, card: str, repo_id: str) -> int:
-    print(f"Nothing was sent. {repo_id} would get {len(files)} files in one commit:\n")
-    for file in files:
-        print(f"{file.size:>12,} bytes  {file.name}")
-    print(f"{sum(file.size for file in files):>12,} bytes  in all\n\nREADME.md:\n\n{card}")
     return 0

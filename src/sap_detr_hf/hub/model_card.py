@@ -11,15 +11,16 @@ from typing import Any
 
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers import AutoModelForObjectDetection
 
 from sap_detr_cli.settings.train import TrainingSettings
 
 from ..markdown_table import markdown_table
 from ..model.coco_labels import COCO_CATEGORIES
 from ..model.configuration_sap_detr import PUBLISHED_VARIANTS, SapDetrConfig
-from ..model.modeling_sap_detr import SapDetrForObjectDetection
 from ..weights.pretrained import needs_timm
 
+TEMPLATE = Path(__file__).with_name("model_card_template.md")
 # A path from the root, alone or within a command; not the middle of a relative path or of a URL.
 ABSOLUTE_PATH = re.compile(r"(?<![\w.:/~-])/[^\s'\"]+")
 REPO_ID = "REPO_ID"
@@ -28,9 +29,7 @@ REPO_ID = "REPO_ID"
 NOT_STATED = "Not stated."
 CONVERTED_TAG = "converted-checkpoint"
 COCO_ID = "detection-datasets/coco"
-RELEASED_CODE = "https://github.com/liuyang-ict/SAP-DETR"
 RELEASED_LICENSE = "apache-2.0"
-PAPER = "https://arxiv.org/abs/2211.02006"
 
 # COCO val2017, 50 epochs, as published by the authors (paper, table 1).
 REPORTED_BY_AUTHORS: dict[str, dict[str, float]] = {
@@ -50,21 +49,17 @@ RECIPE = (
     "longest_edge", "freeze", "ema_decay", "mixed_precision", "seed",
 )  # fmt: skip
 
-SECTIONS = ("Results", "Intended use", "How to use", "Training data and recipe", "Limits", "Speed", "Citation")
+# A template shows an absent key as nothing, so it must be there.
+EVALUATION_KEYS = {
+    "metrics", "per_class", "settings", "images", "seconds", "images_per_second", "batch_size", "hardware"
+}  # fmt: skip
 
-CITATION = """@inproceedings{liu2023sapdetr,
-  title={SAP-DETR: Bridging the Gap Between Salient Points and Queries-Based Transformer Detector for Fast Model
-         Convergency},
-  author={Liu, Yang and Zhang, Yao and Wang, Yixin and Zhang, Yang and Tian, Jiang and Shi, Zhongchao and Fan, Jianping
-          and He, Zhiqiang},
-  booktitle={CVPR},
-  year={2023}
-}"""
+SECTIONS = ("Results", "Intended use", "How to use", "Training data and recipe", "Limits", "Speed", "Citation")
 
 
 @dataclass(frozen=True)
 class CardSources:
-    """Everything a card is written from.
+    """Everything a card is written from; the template reads it as `card`.
 
     Args:
         config: the model's configuration.
@@ -113,12 +108,12 @@ class CardSources:
     def parameters(self) -> int:
         """Parameters of the model, counted without allocating them."""
         with torch.device("meta"):
-            return sum(parameter.numel() for parameter in SapDetrForObjectDetection(self.config).parameters())
+            return AutoModelForObjectDetection.from_config(self.config).num_parameters()
 
-    @property
+    @cached_property
     def reported(self) -> dict[str, float] | None:
         """The authors' figures, for a conversion of what they published."""
-        if not self.converted or self.variant is None or not _has_coco_slots(self.config):
+        if not self.converted or self.variant is None or not self.has_coco_slots:
             return None
         published = SapDetrConfig.from_variant(self.variant)
         same = all(getattr(self.config, name) == getattr(published, name) for name in ARCHITECTURE)
@@ -126,68 +121,137 @@ class CardSources:
 
     @property
     def title(self) -> str:
-        """What the card calls the model: the repository's name, the variant, or what it was trained on."""
+        """The repository's name, the variant, or the training data."""
         if self.repo_id != REPO_ID:
             return self.repo_id.split("/")[-1]
         if self.converted:
             return f"SAP-DETR {(self.variant or '').upper()}".strip()
-        return f"SAP-DETR on {_training_data_name(self)}" if self.settings else "SAP-DETR"
+        return f"SAP-DETR on {self.training_data}" if self.settings else "SAP-DETR"
+
+    @property
+    def has_coco_slots(self) -> bool:
+        """Whether the class index is COCO's category id."""
+        return self.config.num_labels == 91 and self.config.category_ids is None
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes, without the unused slots of COCO's ids."""
+        names = self.config.id2label or {}
+        return [name for index, name in names.items() if index in COCO_CATEGORIES or not self.has_coco_slots]
+
+    @property
+    def needs_timm(self) -> bool:
+        """Whether the backbone is one of timm's."""
+        return needs_timm(self.config)
+
+    @property
+    def command(self) -> str:
+        """The evaluation's command, without the folders of the machine that ran it."""
+        command = (self.evaluation or {}).get("command") or ""
+        return ABSOLUTE_PATH.sub(lambda found: Path(found[0]).name, command)
+
+    @property
+    def measured(self) -> dict[str, str]:
+        """The evaluation's figures in per cent; `-` for one that could not be measured."""
+        figures = self.evaluation["metrics"] if self.evaluation else {}
+        return {name: "-" if value is None else f"{100 * value:.1f}" for name, value in figures.items()}
+
+    @property
+    def ap_by_size(self) -> list[str]:
+        """For instance `["23.7 of small", "40.9 of medium"]`; empty where AP of small objects or both others lack."""
+        measured = {size: self.measured.get(f"AP_{size}", "-") for size in ("small", "medium", "large")}
+        parts = [f"{value} of {size}" for size, value in measured.items() if value != "-"]
+        return parts if measured["small"] != "-" and len(parts) > 1 else []
+
+    @property
+    def training_data(self) -> str:
+        """Hub id, or name of the folder or file."""
+        assert self.settings is not None
+        return self.dataset_id or public_name(self.settings.data or self.settings.train_annotations or "")
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The settings of [`RECIPE`] that had an effect, by name."""
+        settings = published_settings(self.variant) if self.reported and self.variant else self.settings
+        if settings is None:
+            return {}
+        values = {name: getattr(settings, name) for name in RECIPE}
+        for name in ("shortest_edge", "longest_edge"):
+            values[name] = values[name] or (self.image_size or {}).get(name)
+        if settings.schedule != "step":
+            values["drop_epoch"] = None
+        if settings.schedule == "constant":
+            values["drop_factor"] = None
+        if not (settings.model or settings.backbone_weights or self.converted) or "model.backbone" in settings.freeze:
+            values["backbone_learning_rate"] = None
+        values["freeze"] = ", ".join(settings.freeze) or None
+        return {name: value for name, value in values.items() if value is not None}
 
 
 def variant_of(config: SapDetrConfig) -> str | None:
-    """The published variant that a configuration is, judged by its backbone."""
-    backbone = config.backbone_config
-    if getattr(backbone, "model_type", None) != "resnet":
-        return None
-    for name, fields in PUBLISHED_VARIANTS.items():
-        published = SapDetrConfig(**fields).backbone_config
-        same = all(
-            getattr(published, field, None) == getattr(backbone, field, None) for field in ("depths", "hidden_sizes")
-        )
-        if same and fields["dilation"] == config.dilation:
+    """Return the published variant that a configuration is, judged by its backbone."""
+    for name in PUBLISHED_VARIANTS:
+        published = SapDetrConfig.from_variant(name)
+        theirs, ours = published.backbone_config, config.backbone_config
+        fields = ("model_type", "depths", "hidden_sizes")
+        same = all(getattr(theirs, field) == getattr(ours, field, None) for field in fields)
+        if same and published.dilation == config.dilation:
             return name
     return None
 
 
+def published_settings(variant: str) -> TrainingSettings:
+    """Return the authors' 50-epoch recipe of a published variant, as far as it decides what the model learns."""
+    return TrainingSettings(variant=variant, data=COCO_ID, effective_batch=8 if variant.endswith("dc5") else 16)
+
+
 def model_card(sources: CardSources) -> str:
-    """The text of a README.md: metadata, then one section each of [`SECTIONS`]."""
-    text = (
-        _results(sources),
-        _intended_use(sources),
-        _how_to_use(sources),
-        _training(sources),
-        _limits(sources),
-        _speed(sources),
-        f"```bibtex\n{CITATION}\n```",
-    )
-    sections = "\n\n".join(f"## {name}\n\n{content}" for name, content in zip(SECTIONS, text, strict=True))
-    return f"---\n{metadata(sources).to_yaml()}\n---\n\n# {sources.title}\n\n{_introduction(sources)}\n\n{sections}\n"
+    """Return the text of a README.md: metadata, then one section each of [`SECTIONS`]."""
+    tools: dict[str, Any] = {"table": markdown_table, "public_name": public_name, "not_stated": NOT_STATED}
+    return f"{ModelCard.from_template(metadata(sources), template_path=str(TEMPLATE), card=sources, **tools)}\n"
 
 
 def card_of_converted(config: SapDetrConfig, speed: str | None = None) -> str:
-    """The card of a converted released checkpoint; its AP is marked as the authors' own."""
+    """Return the card of a converted released checkpoint; its AP is marked as the authors' own."""
     size = {"shortest_edge": 800, "longest_edge": 1333}
     return model_card(CardSources(config, converted=True, license=RELEASED_LICENSE, image_size=size, speed=speed))
 
 
 def metadata(sources: CardSources) -> ModelCardData:
-    """What the Hub reads; the AP numbers in it are measured, never reported ones."""
-    datasets = [name for name in (sources.dataset_id or _training_data_id(sources),) if name]
-    base = sources.settings.model if sources.settings else None
+    """Return the part that the Hub reads; the AP numbers in it are measured, never reported ones."""
+    start, trained_on = (sources.settings.model, sources.settings.data) if sources.settings else (None, None)
+    data = sources.dataset_id or (COCO_ID if sources.reported else _hub_id(trained_on))
     return ModelCardData(
         model_name=sources.title,
         library_name="transformers",
         pipeline_tag="object-detection",
         license=sources.license,
         tags=["object-detection", "vision", "detr", "sap-detr", *([CONVERTED_TAG] if sources.converted else [])],
-        datasets=datasets or None,
-        base_model=base if base and is_hub_id(base) else None,
+        datasets=[data] if data else None,
+        base_model=_hub_id(start),
         eval_results=_eval_results(sources.evaluation) if sources.evaluation else None,
     )
 
 
+def _eval_results(evaluation: Mapping[str, Any]) -> list[EvalResult]:
+    name = public_name(evaluation["settings"]["data"])
+    return [
+        EvalResult(
+            task_type="object-detection",
+            dataset_type=name,
+            dataset_name=name,
+            dataset_split=evaluation["settings"]["split"],
+            metric_type="mAP",
+            metric_name=metric,
+            metric_value=round(value, 4),
+        )
+        for metric, value in evaluation["metrics"].items()
+        if metric.startswith("AP") and value is not None
+    ]
+
+
 def check_card(text: str) -> None:
-    """Make sure that a card is complete.
+    """Check that a card is complete.
 
     Raises:
         ValueError: says what is missing or cannot be read.
@@ -209,12 +273,21 @@ def check_card(text: str) -> None:
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a model or data set is named by its Hub id: `owner/name`, and no folder of that name is here."""
+    """Return whether a model or data set is named by its Hub id: `owner/name`, and no folder of that name is here."""
     return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name)) and not Path(name).exists()
 
 
+def _hub_id(name: str | None) -> str | None:
+    return name if name and is_hub_id(name) else None
+
+
+def public_name(data: str) -> str:
+    """Return a Hub id as it is, and of a path the last part: the folders of a machine stay private."""
+    return data if is_hub_id(data) else Path(data).name
+
+
 def read_results(path: str | os.PathLike) -> dict[str, Any]:
-    """The results.json of an evaluation.
+    """Read the results.json of an evaluation.
 
     Raises:
         OSError: no such file.
@@ -222,241 +295,8 @@ def read_results(path: str | os.PathLike) -> dict[str, Any]:
     """
     try:
         results = json.loads(Path(path).read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not a text file.") from error
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # of the encoding, too
         raise ValueError(f"{path} is not valid JSON: {error}.") from error
-    needed = {"metrics", "per_class", "settings", "images"}
-    if not isinstance(results, dict) or not needed <= results.keys():
+    if not isinstance(results, dict) or not results.keys() >= EVALUATION_KEYS:
         raise ValueError(f"{path} is not the results.json that `sap-detr evaluate` writes.")
     return results
-
-
-def _eval_results(evaluation: Mapping[str, Any]) -> list[EvalResult]:
-    settings = evaluation["settings"]
-    name = _data_name(settings["data"])
-    return [
-        EvalResult(
-            task_type="object-detection",
-            dataset_type=settings["data"] if is_hub_id(settings["data"]) else name,
-            dataset_name=name,
-            dataset_split=settings["split"],
-            metric_type="mAP",
-            metric_name=metric,
-            metric_value=round(value, 4),
-        )
-        for metric, value in evaluation["metrics"].items()
-        if metric.startswith("AP") and value is not None
-    ]
-
-
-def _introduction(sources: CardSources) -> str:
-    config = sources.config
-    rows, columns = config.query_grid or (0, 0)
-    origin = (
-        f"Converted from a checkpoint of the [released code]({RELEASED_CODE}) (Apache-2.0) by `sap_detr_hf`."
-        if sources.converted
-        else "Made with `sap_detr_hf`."
-    )
-    return (
-        f"A [SAP-DETR]({PAPER}) (*Salient Point-based DETR*, CVPR 2023) object detector with {_backbone(config)}, "
-        f"{sources.parameters / 1e6:.1f} M parameters and {config.num_queries} queries. Every query owns a reference "
-        f"point in its cell of a grid of {rows} x {columns} and predicts the distances from it to the four sides of a "
-        f"box. {origin}"
-    )
-
-
-def _backbone(config: SapDetrConfig) -> str:
-    backbone: Any = config.backbone_config
-    variant = variant_of(config)
-    if variant is not None:
-        depth = variant.split("-")[0].removeprefix("r")
-        return f"a ResNet-{depth} backbone" + (" whose last stage is dilated (DC5)" if config.dilation else "")
-    name = getattr(backbone, "backbone", None) or getattr(backbone, "model_type", "unknown")
-    return f"a `{name}` backbone"
-
-
-def _results(sources: CardSources) -> str:
-    parts = []
-    if sources.evaluation is not None:
-        parts.append(_measured(sources.evaluation))
-    if sources.reported is not None:
-        parts.append(
-            "COCO val2017, 50 epochs, in per cent, **reported by the authors, not measured here**:\n\n"
-            + markdown_table(sources.reported, [sources.reported.values()])
-        )
-    return "\n\n".join(parts) or "No AP has been measured."
-
-
-def _measured(evaluation: Mapping[str, Any]) -> str:
-    settings, values = evaluation["settings"], evaluation["metrics"]
-    limit = settings.get("max_images")
-    part = f"the first {limit} images only of " if limit else f"the {evaluation['images']} images of "
-    command = ABSOLUTE_PATH.sub(lambda found: Path(found[0]).name, evaluation.get("command") or "")  # stays private
-    command = f" by `{command}`" if command else ""
-    numbers = ["-" if value is None else f"{100 * value:.1f}" for value in values.values()]
-    return (
-        f"Official COCO numbers in per cent, measured on {part}the split `{settings['split']}` of "
-        f"{_data_name(settings['data'])}{command}:\n\n{markdown_table(values, [numbers])}"
-    )
-
-
-def _intended_use(sources: CardSources) -> str:
-    names = _class_names(sources.config)
-    classes = f"{len(names)} classes" + (f": {', '.join(names)}" if len(names) <= 20 else " (`config.id2label`)")
-    return (
-        f"Finding objects of {classes}, in photographs like those it was trained on, and as a starting point for "
-        "fine-tuning on other classes. It has not been examined for fairness or for safety-critical use: measure it "
-        "on your own pictures before anything depends on it."
-    )
-
-
-def _has_coco_slots(config: SapDetrConfig) -> bool:
-    return config.num_labels == 91 and config.category_ids is None
-
-
-def _class_names(config: SapDetrConfig) -> list[str]:
-    names = config.id2label or {}
-    return [name for index, name in names.items() if index in COCO_CATEGORIES or not _has_coco_slots(config)]
-
-
-def _how_to_use(sources: CardSources) -> str:
-    timm = ", `timm`" if needs_timm(sources.config) else ""
-    return f"""```python
-from transformers import pipeline
-
-detector = pipeline("object-detection", model="{sources.repo_id}", trust_remote_code=True)
-for found in detector("photo.jpg", threshold=0.5):
-    print(found["label"], round(found["score"], 2), found["box"])
-```
-
-`trust_remote_code=True` runs the model code stored beside the weights; it needs `torch`, `transformers>=5.17`,
-`scipy`, `pillow`{timm}. With the package `sap_detr_hf` installed, import it and leave the flag out; it also tells
-each detection's salient point:
-
-```python
-import sap_detr_hf  # registers the model with transformers
-from sap_detr_hf.model.image_files import open_image
-from sap_detr_hf.inference.salient_detection import detect_with_points
-from transformers import AutoImageProcessor, AutoModelForObjectDetection
-
-model = AutoModelForObjectDetection.from_pretrained("{sources.repo_id}")
-image_processor = AutoImageProcessor.from_pretrained("{sources.repo_id}")
-found = detect_with_points(model, image_processor, open_image("photo.jpg"), threshold=0.5)
-for label, score, box, point in zip(found.labels, found.scores, found.boxes, found.points):
-    print(label, round(score.item(), 2), box.tolist(), point.tolist())
-```"""
-
-
-def _training(sources: CardSources) -> str:
-    if sources.reported is not None and sources.variant:
-        table = _recipe_table(published_settings(sources.variant), sources)
-        return f"COCO train2017, by the authors, with the published recipe:\n\n{table}"
-    settings = sources.settings
-    if settings is None:
-        return "The checkpoint does not say what it was trained on." if sources.converted else NOT_STATED
-    data = _training_data_name(sources)
-    if sources.data_description:
-        data = f"{data} ({sources.data_description})"
-    if settings.model:
-        start = f"fine-tuned from `{settings.model if is_hub_id(settings.model) else Path(settings.model).name}`"
-    elif settings.backbone_weights:
-        start = f"trained from the backbone weights `{_data_name(settings.backbone_weights)}`"
-    else:
-        start = "trained from random weights"
-    sentence = f"{start} by `sap-detr train` on the split `{settings.train_split}` of {data}:"
-    return f"{sentence[0].upper()}{sentence[1:]}\n\n{_recipe_table(settings, sources)}"
-
-
-def published_settings(variant: str) -> TrainingSettings:
-    """The authors' 50-epoch recipe of a published variant, as far as it decides what the model learns."""
-    batch = 8 if variant.endswith("dc5") else 16
-    return TrainingSettings(variant=variant, data=COCO_ID, effective_batch=batch)  # type: ignore[arg-type]
-
-
-def _recipe_table(settings: TrainingSettings, sources: CardSources) -> str:
-    values = {name: getattr(settings, name) for name in RECIPE}
-    for name in ("shortest_edge", "longest_edge"):
-        values[name] = values[name] or (sources.image_size or {}).get(name)
-    if settings.schedule != "step":
-        values["drop_epoch"] = None
-    if settings.schedule == "constant":
-        values["drop_factor"] = None
-    if not (settings.model or settings.backbone_weights or sources.converted) or "model.backbone" in settings.freeze:
-        values["backbone_learning_rate"] = None
-    values["freeze"] = ", ".join(settings.freeze) or None
-    return markdown_table(("setting", "value"), (item for item in values.items() if item[1] is not None))
-
-
-def _limits(sources: CardSources) -> str:
-    config = sources.config
-    size = dict(sources.image_size or {})
-    lines = []
-    if config.valid_region:
-        lines.append(
-            "Padding: points, Gaussian and sampling lie on each image's own region, so that an image's result depends "
-            "on its neighbours in a padded batch only at the backbone's border."
-        )
-    else:
-        lines.append(
-            "Padding and batch size: in a padded batch an image's result depends on its neighbours, as in training. "
-            "For reproducible numbers run one image at a time, or images of one size."
-        )
-    if size.get("shortest_edge") and size.get("longest_edge"):
-        lines.append(
-            f"Images are resized to a shortest side of {size['shortest_edge']} and a longest of at most "
-            f"{size['longest_edge']} pixels."
-        )
-    lines.append(_small_objects(sources))
-    lines.append(f"A query finds one object: of more than {config.num_queries} in an image the rest is missed.")
-    if _has_coco_slots(config):
-        lines.append(
-            f"91 class slots: the class index is COCO's own category id, {len(_class_names(config))} of them are "
-            "categories and the others are unused. Labels for fine-tuning must carry COCO's ids."
-        )
-    elif config.category_ids is not None:
-        lines.append("The class index is not the data set's category id: `config.category_ids` holds that of each.")
-    return "\n".join(f"* {line}" for line in lines)
-
-
-def _small_objects(sources: CardSources) -> str:
-    text = "Small objects are the weak side of detectors on a single feature map"
-    figures = sources.evaluation["metrics"] if sources.evaluation else {}
-    measured = {size: figures.get(f"AP_{size}") for size in ("small", "medium", "large")}
-    parts = [f"{100 * value:.1f} of {size}" for size, value in measured.items() if value is not None]
-    if measured["small"] is not None and len(parts) > 1:
-        return f"{text}: AP {', '.join(parts)} objects."
-    if sources.reported:
-        return (
-            f"{text}: the authors report AP {sources.reported['AP_small']} of small and "
-            f"{sources.reported['AP_large']} of large ones."
-        )
-    return f"{text}."
-
-
-def _speed(sources: CardSources) -> str:
-    parts = [sources.speed] if sources.speed else []
-    if sources.evaluation is not None and sources.evaluation.get("images_per_second"):
-        evaluation = sources.evaluation
-        parts.append(
-            f"The evaluation took {evaluation['seconds']:.1f} s for {evaluation['images']} images, "
-            f"{evaluation['images_per_second']:.1f} a second with everything, in batches of {evaluation['batch_size']} "
-            f"on {evaluation['hardware']}."
-        )
-    return "\n\n".join(parts) or "Not measured."
-
-
-def _training_data_id(sources: CardSources) -> str | None:
-    if sources.reported is not None:
-        return COCO_ID
-    data = sources.settings.data if sources.settings else None
-    return data if data and is_hub_id(data) else None
-
-
-def _training_data_name(sources: CardSources) -> str:
-    assert sources.settings is not None
-    return sources.dataset_id or _data_name(sources.settings.data or sources.settings.train_annotations or "")
-
-
-def _data_name(data: str) -> str:
-    return data if is_hub_id(data) else Path(data).name

@@ -1,17 +1,16 @@
 """A saved model to the Hugging Face Hub: checked, with its code and its card, in one commit."""
 
-import fnmatch
-import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard, constants, get_token
+from huggingface_hub import HfApi, ModelCard, constants, get_token
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -19,58 +18,28 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
-from huggingface_hub.hf_api import ModelInfo, RepoFile
+from huggingface_hub.hf_api import ModelInfo, RepoFile, RepoFolder
 from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils.sha import git_hash, sha_fileobj
 from PIL import Image
 from safetensors import SafetensorError
+from transformers import AutoModelForObjectDetection
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from sap_detr_cli.recipes import read_recipe
 from sap_detr_cli.settings.train import TrainingSettings
 
-from ..model.configuration_sap_detr import SapDetrConfig
-from ..model.modeling_sap_detr import SapDetrForObjectDetection
 from .model_card import CONVERTED_TAG, RELEASED_LICENSE, REPO_ID, CardSources, check_card, model_card, read_results
-from .remote_code import remote_code_contents
+from .remote_code import config_class_of, remote_code_contents
 
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 # Weights that transformers would load from a repository; those of an earlier model must not outlive it.
-WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.bin.index.json")
+WEIGHT_PATTERNS = ["*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.bin.index.json"]
 MADE_BY_THE_HUB = {".gitattributes"}
 
 
 class PublishingError(OSError):
     """The Hub cannot be reached or refuses; the message is one sentence for the user."""
-
-
-@dataclass(frozen=True)
-class PublishedFile:
-    """One file of the repository: its name there, and its bytes or the local file that has them."""
-
-    name: str
-    content: Path | bytes
-
-    @property
-    def size(self) -> int:
-        """In bytes."""
-        return len(self.content) if isinstance(self.content, bytes) else self.content.stat().st_size
-
-    def digest(self, algorithm: str, header: bytes = b"") -> str:
-        """Hexadecimal digest of the header and the content."""
-        digest = hashlib.new(algorithm, header)
-        if isinstance(self.content, bytes):
-            digest.update(self.content)
-        else:
-            with self.content.open("rb") as file:
-                while block := file.read(2**20):
-                    digest.update(block)
-        return digest.hexdigest()
-
-    def is_remote(self, remote: RepoFile) -> bool:
-        """Whether the repository's file has this content; large files are known by SHA-256, others by git's SHA-1."""
-        if remote.lfs is not None:
-            return remote.lfs.sha256 == self.digest("sha256")
-        return remote.blob_id == self.digest("sha1", b"blob %d\0" % self.size)
 
 
 def card_for(
@@ -82,7 +51,7 @@ def card_for(
     dataset_id: str | None = None,
     license: str | None = None,
 ) -> str:
-    """The complete card of a model directory.
+    """Return the complete card of a model directory.
 
     Args:
         model_dir: its README.md is the card, if there is one and nothing else is given. Otherwise the card is written
@@ -99,12 +68,12 @@ def card_for(
     unused = ", ".join(option for option, value in given.items() if value is not None)
     if card is not None and unused:
         raise ValueError(f"{card} is a finished card, which {unused} would not change: leave them or --card out.")
-    finished = card
-    if all(each is None for each in (card, *given.values())) and (Path(model_dir) / "README.md").is_file():
-        finished = Path(model_dir) / "README.md"
-    if finished is not None:
-        text = Path(finished).read_text(encoding="utf-8")
-        remedy = f"Complete {finished}."
+    own = Path(model_dir) / "README.md"
+    if card is None and not unused and own.is_file():
+        card = own
+    if card is not None:
+        text = Path(card).read_text(encoding="utf-8")
+        remedy = f"Complete {card}."
     else:
         text = model_card(sources_of_directory(model_dir, repo_id, evaluation, dataset_id, license))
         remedy = "Say --license, or name a finished card with --card."
@@ -123,7 +92,7 @@ def sources_of_directory(
     dataset_id: str | None = None,
     license: str | None = None,
 ) -> CardSources:
-    """What the card of a directory that training or conversion left is written from.
+    """Collect the facts for the card of a directory that training or conversion has written.
 
     Args:
         model_dir: with config.json, preprocessor_config.json and, after a training, settings.yaml.
@@ -139,8 +108,9 @@ def sources_of_directory(
     own, settings = model_dir / "README.md", model_dir / "settings.yaml"
     tags = ModelCard.load(own, ignore_metadata_errors=True).data.tags if own.is_file() else None
     converted = CONVERTED_TAG in (tags or [])
+    config: Any = config_class_of(model_dir).from_pretrained(model_dir)
     return CardSources(
-        SapDetrConfig.from_pretrained(model_dir),
+        config,
         repo_id=repo_id,
         image_size=json.loads((model_dir / "preprocessor_config.json").read_text(encoding="utf-8")).get("size"),
         evaluation=read_results(evaluation) if evaluation is not None else None,
@@ -151,19 +121,43 @@ def sources_of_directory(
     )
 
 
-def files_to_publish(model_dir: str | os.PathLike, card: str) -> list[PublishedFile]:
-    """What the repository gets: card, configurations, code, weights. The directory itself stays as it is.
+@contextmanager
+def prepared_folder(model_dir: str | os.PathLike, card: str) -> Iterator[Path]:
+    """Give a temporary folder with exactly the files of the repository: card, configurations, code, weights.
 
     Raises:
         FileNotFoundError, ValueError: no SAP-DETR model, or a file of it is missing.
     """
-    small = {"README.md": card.encode(), **remote_code_contents(model_dir)}
-    large = [PublishedFile(path.name, path) for path in weight_files(model_dir)]
-    return sorted([*(PublishedFile(*item) for item in small.items()), *large], key=lambda file: file.name)
+    contents = {"README.md": card.encode(), **remote_code_contents(model_dir)}
+    weights = weight_files(model_dir)
+    with TemporaryDirectory(prefix="sap_detr_") as name:
+        folder = Path(name)
+        for file_name, content in contents.items():
+            (folder / file_name).write_bytes(content)
+        for path in weights:
+            try:
+                (folder / path.name).symlink_to(path.resolve())
+            except OSError:  # Windows lets few users make links
+                shutil.copyfile(path, folder / path.name)
+        yield folder
+
+
+def describe_upload(model_dir: str | os.PathLike, repo_id: str, card: str) -> str:
+    """Check a saved model and list the files that [`publish`] would send, without asking the Hub anything.
+
+    Raises:
+        OSError, ValueError: see [`publish`].
+    """
+    with prepared_folder(model_dir, card) as folder:
+        sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+    check_model(model_dir)
+    lines = [f"Nothing was sent. {repo_id} would get {len(sizes)} files in one commit:", ""]
+    lines += [f"{size:>12,} bytes  {name}" for name, size in sizes.items()]
+    return "\n".join([*lines, f"{sum(sizes.values()):>12,} bytes  in all", "", "README.md:", "", card])
 
 
 def weight_files(model_dir: str | os.PathLike) -> list[Path]:
-    """The safetensors files of a saved model, with their index where there are several.
+    """Return the safetensors files of a saved model, with their index where there are several.
 
     Raises:
         FileNotFoundError: there are none, or one that the index names is missing.
@@ -196,7 +190,7 @@ def check_model(model_dir: str | os.PathLike) -> None:
         OSError, ValueError: it cannot be loaded, lacks weights, has others, or gives no finite numbers.
     """
     try:
-        model, loading = SapDetrForObjectDetection.from_pretrained(
+        model, loading = AutoModelForObjectDetection.from_pretrained(
             model_dir, dtype=torch.float32, output_loading_info=True
         )
     except SafetensorError as error:
@@ -215,7 +209,7 @@ def check_model(model_dir: str | os.PathLike) -> None:
 
 
 def check_repo_id(repo_id: str) -> None:
-    """Make sure that a repository is named `owner/name`.
+    """Check that a repository is named `owner/name`.
 
     Raises:
         ValueError: it is not.
@@ -279,24 +273,21 @@ class HubRepository:
         siblings = (self.info.siblings if self.info else None) or []
         return {sibling.rfilename for sibling in siblings} - MADE_BY_THE_HUB
 
-    def holds(self, files: Sequence[PublishedFile]) -> bool:
-        """Whether it holds exactly these files."""
-        if self.names != {file.name for file in files}:
+    def holds(self, folder: Path) -> bool:
+        """Whether it holds exactly the files of a folder."""
+        local = {path.name: path for path in folder.iterdir()}
+        if self.names != local.keys():
             return False
         with hub_errors(self.repo_id):
-            remote = {file.path: file for file in self.api.get_paths_info(self.repo_id, sorted(self.names))}
-        return all(isinstance(found := remote.get(file.name), RepoFile) and file.is_remote(found) for file in files)
+            remote = self.api.get_paths_info(self.repo_id, sorted(local))
+        return len(remote) == len(local) and all(_is_same(file, local[file.path]) for file in remote)
 
-    def outdated_weights(self, files: Sequence[PublishedFile]) -> list[str]:
-        """Weights in it that the files do not replace, and that would be loaded beside or instead of them."""
-        others = self.names - {file.name for file in files}
-        return sorted(name for name in others if any(fnmatch.fnmatch(name, pattern) for pattern in WEIGHT_PATTERNS))
-
-    def upload(self, files: Sequence[PublishedFile]) -> str:
-        """Add or replace the files in one commit; large ones go by the Hub's large-file storage (Xet or LFS) before.
+    def upload(self, folder: Path) -> str:
+        """Add or replace a folder's files in one commit, and delete other weights, which would be loaded beside them.
 
         Until that commit nothing changes for others. After an interruption a second call goes on: large files, or parts
-        of them, that have arrived are not sent again.
+        of them, that have arrived are not sent again. (`upload_folder` splits a commit that the Hub has refused, but
+        only one of more than 20 files.)
 
         Returns:
             The commit's address.
@@ -304,16 +295,28 @@ class HubRepository:
         Raises:
             PublishingError: the Hub refused or could not be reached, or the repository has changed meanwhile.
         """
-        operations: list[Any] = [CommitOperationDelete(name) for name in self.outdated_weights(files)]
-        operations += [CommitOperationAdd(file.name, file.content) for file in files]
         with hub_errors(self.repo_id):
             if self.info is None:
                 self.api.create_repo(self.repo_id, private=self.private)
                 self.info = self.api.model_info(self.repo_id)
-            commit = self.api.create_commit(
-                self.repo_id, operations, commit_message="Publish SAP-DETR", parent_commit=self.info.sha
+            commit = self.api.upload_folder(
+                repo_id=self.repo_id,
+                folder_path=folder,
+                commit_message="Publish SAP-DETR",
+                parent_commit=self.info.sha,
+                delete_patterns=WEIGHT_PATTERNS,
             )
         return commit.commit_url
+
+
+def _is_same(remote: RepoFile | RepoFolder, local: Path) -> bool:
+    """Whether contents are equal; the Hub knows large files by their SHA-256, others by git's SHA-1."""
+    if isinstance(remote, RepoFolder):
+        return False
+    if remote.lfs is None:
+        return remote.blob_id == git_hash(local.read_bytes())
+    with local.open("rb") as file:
+        return remote.lfs.sha256 == sha_fileobj(file).hex()
 
 
 def publish(
@@ -335,23 +338,23 @@ def publish(
         PublishingError, OSError, ValueError: what is wrong and what to do, in one sentence.
     """
     check_repo_id(repo_id)
-    files = files_to_publish(model_dir, card)
-    repository = HubRepository(repo_id, private)
-    if repository.names and not update:
-        if repository.holds(files):
-            return f"{constants.ENDPOINT}/{repo_id}"
-        raise PublishingError(
-            f"{repo_id} exists and holds other contents ({len(repository.names)} files, for instance "
-            f"{min(repository.names)}): choose another name, or say --update to replace files of the same name in one "
-            "commit."
-        )
-    check_model(model_dir)
-    return repository.upload(files)
+    with prepared_folder(model_dir, card) as folder:
+        repository = HubRepository(repo_id, private)
+        if repository.names and not update:
+            if repository.holds(folder):
+                return f"{constants.ENDPOINT}/{repo_id}"
+            raise PublishingError(
+                f"{repo_id} exists and holds other contents ({len(repository.names)} files, for instance "
+                f"{min(repository.names)}): choose another name, or say --update to replace files of the same name in "
+                "one commit."
+            )
+        check_model(model_dir)
+        return repository.upload(folder)
 
 
 @contextmanager
 def hub_errors(repo_id: str) -> Iterator[None]:
-    """Turns what the Hub's client raises into a [`PublishingError`] that says what to do."""
+    """Context manager that turns errors of the Hub's client into a [`PublishingError`] that says what to do."""
     try:
         yield
     except OfflineModeIsEnabled as error:
@@ -369,11 +372,12 @@ def hub_errors(repo_id: str) -> Iterator[None]:
 
 def _explain_status(error: HfHubHTTPError, repo_id: str) -> str:
     status = error.response.status_code
+    changed = f"{repo_id} was changed by someone else at the same time: look at it, then run the command again."
     reasons = {
         401: "The Hub does not accept the token: run `hf auth login` again, or correct HF_TOKEN.",
         403: f"The token has no right to write to {repo_id}: make one that has (https://huggingface.co/settings/tokens).",
-        409: f"{repo_id} was changed by someone else at the same time: look at it, then run the command again.",
-        412: f"{repo_id} was changed by someone else at the same time: look at it, then run the command again.",
+        409: changed,
+        412: changed,
         429: "The Hub refuses for now because of too many requests: wait some minutes and run the command again.",
     }
     said = f"HTTP {status}" + (f": {error.server_message}" if error.server_message else "")

@@ -1,56 +1,91 @@
 """The model's code beside its weights, so that a model loads with `trust_remote_code=True` where no package is."""
 
+import inspect
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
+from transformers import CONFIG_MAPPING, MODEL_FOR_OBJECT_DETECTION_MAPPING, MODEL_MAPPING, PreTrainedConfig
 from transformers.dynamic_module_utils import get_relative_import_files
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 
+from .. import model
 from ..files import whole_file
-from ..model.configuration_sap_detr import SapDetrConfig
 
-# What the Auto classes of transformers are told; `AutoImageProcessor` takes the backend that the machine has.
-CONFIG_AUTO_MAP = {
-    "AutoConfig": "configuration_sap_detr.SapDetrConfig",
-    "AutoModel": "modeling_sap_detr.SapDetrModel",
-    "AutoModelForObjectDetection": "modeling_sap_detr.SapDetrForObjectDetection",
-}
-IMAGE_PROCESSOR_AUTO_MAP = {
-    "AutoImageProcessor": {
-        "torchvision": "image_processing_sap_detr.SapDetrImageProcessor",
-        "pil": "image_processing_pil_sap_detr.SapDetrImageProcessorPil",
-    }
-}
+MODEL_FOLDER = Path(model.__path__[0])
+"""Holds all code that can travel to the Hub."""
+
+MODEL_MAPPINGS = {"AutoModel": MODEL_MAPPING, "AutoModelForObjectDetection": MODEL_FOR_OBJECT_DETECTION_MAPPING}
 
 
-def code_files() -> list[Path]:
-    """The package's files that the Auto classes name and, by transformers' own reading, all that these import."""
-    package = Path(__file__).parents[1] / "model"
-    references = [*CONFIG_AUTO_MAP.values(), *IMAGE_PROCESSOR_AUTO_MAP["AutoImageProcessor"].values()]
-    entries = {package / f"{reference.split('.')[0]}.py" for reference in references}
+def config_class_of(model_dir: str | os.PathLike) -> type[PreTrainedConfig]:
+    """Return the configuration class of a saved model, which must be one of this package's.
+
+    Raises:
+        FileNotFoundError: the directory lacks config.json.
+        ValueError: it is not valid JSON, or the model is of another type.
+    """
+    model_type = str(_read_json(Path(model_dir) / "config.json").get("model_type"))
+    if model_type not in CONFIG_MAPPING or Path(inspect.getfile(CONFIG_MAPPING[model_type])).parent != MODEL_FOLDER:
+        raise ValueError(
+            f"{model_dir} holds a model of type {model_type!r}, which is none of this package's: only its own models "
+            "can carry its code."
+        )
+    return CONFIG_MAPPING[model_type]
+
+
+def config_auto_map(config_class: type[PreTrainedConfig]) -> dict[str, str]:
+    """Return `auto_map` of config.json: from each Auto class to the `module.Class` registered with it."""
+    classes: dict[str, Any] = {"AutoConfig": config_class}
+    classes |= {name: mapping[config_class] for name, mapping in MODEL_MAPPINGS.items() if config_class in mapping}
+    return {name: f"{Path(inspect.getfile(each)).stem}.{each.__name__}" for name, each in classes.items()}
+
+
+def image_processor_auto_map(config_class: type[PreTrainedConfig]) -> dict[str, dict[str, str]]:
+    """Return `auto_map` of preprocessor_config.json; `AutoImageProcessor` takes the backend that the machine has.
+
+    Without torchvision its class cannot be imported here: transformers saves the PIL class under its name.
+    """
+    backends: Any = IMAGE_PROCESSOR_MAPPING[config_class]
+    pil = backends["pil"]
+    names = {"torchvision": pil().to_dict()["image_processor_type"], "pil": pil.__name__}
+    return {"AutoImageProcessor": {backend: f"{_module_with(name)}.{name}" for backend, name in names.items()}}
+
+
+def _module_with(class_name: str) -> str:
+    definition = re.compile(rf"^class {class_name}\b", re.MULTILINE)
+    return next(path.stem for path in MODEL_FOLDER.glob("*.py") if definition.search(path.read_text(encoding="utf-8")))
+
+
+def code_files(config_class: type[PreTrainedConfig]) -> list[Path]:
+    """Return the files that define a model's Auto classes and, as transformers reads them, all that these import."""
+    references = [
+        *config_auto_map(config_class).values(),
+        *image_processor_auto_map(config_class)["AutoImageProcessor"].values(),
+    ]
+    entries = {MODEL_FOLDER / f"{reference.split('.')[0]}.py" for reference in references}
     imported = {Path(file) for entry in entries for file in get_relative_import_files(entry)}
     return sorted(entries | imported)
 
 
 def remote_code_contents(model_dir: str | os.PathLike) -> dict[str, bytes]:
-    """What `add_remote_code` writes, by file name: the code, and both configurations with their `auto_map`.
+    """Return the files that `add_remote_code` writes, by name: the code, and both configurations with their `auto_map`.
 
     Raises:
         FileNotFoundError: the directory lacks config.json or preprocessor_config.json.
-        ValueError: one of them is not valid JSON, or the model is no SAP-DETR.
+        ValueError: one of them is not valid JSON, or the model is none of this package's.
     """
-    config = _read_json(Path(model_dir) / "config.json")
-    if config.get("model_type") != SapDetrConfig.model_type:
-        raise ValueError(
-            f"{model_dir} holds a model of type {config.get('model_type')!r}: only {SapDetrConfig.model_type!r} models "
-            "can be given this package's code."
-        )
-    image_processor = _read_json(Path(model_dir) / "preprocessor_config.json")
+    config_class = config_class_of(model_dir)
+    auto_maps = {
+        "config.json": config_auto_map(config_class),
+        "preprocessor_config.json": image_processor_auto_map(config_class),
+    }
+    configurations = {name: {**_read_json(Path(model_dir) / name), "auto_map": auto_maps[name]} for name in auto_maps}
     return {
-        **{file.name: file.read_bytes() for file in code_files()},
-        "config.json": _json_bytes({**config, "auto_map": CONFIG_AUTO_MAP}),
-        "preprocessor_config.json": _json_bytes({**image_processor, "auto_map": IMAGE_PROCESSOR_AUTO_MAP}),
+        **{file.name: file.read_bytes() for file in code_files(config_class)},
+        **{name: (json.dumps(each, indent=2, sort_keys=True) + "\n").encode() for name, each in configurations.items()},
     }
 
 
@@ -86,7 +121,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a JSON object: save the model again.")
     return content
-
-
-def _json_bytes(content: dict[str, Any]) -> bytes:
-    return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()

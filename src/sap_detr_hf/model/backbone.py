@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import torch
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 from transformers import AutoBackbone
 from transformers.utils import is_tracing
 
@@ -29,14 +30,11 @@ class SapDetrFrozenBatchNorm2d(nn.Module):
         self.register_buffer("running_mean", torch.zeros(num_features))
         self.register_buffer("running_var", torch.ones(num_features))
 
-    def scale_and_shift(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """(C,) each, float32: the norm is `scale * x + shift`."""
-        scale = self.weight.float() * (self.running_var.float() + self.eps).rsqrt()
-        return scale, self.bias.float() - self.running_mean.float() * scale
-
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(B, C, h, w) -> the same shape."""
-        scale, shift = (values.to(hidden_states.dtype)[:, None, None] for values in self.scale_and_shift())
+        scale = self.weight.float() * (self.running_var.float() + self.eps).rsqrt()  # (C,)
+        shift = self.bias.float() - self.running_mean.float() * scale  # (C,)
+        scale, shift = (values.to(hidden_states.dtype)[:, None, None] for values in (scale, shift))
         if self.inplace and not torch.is_grad_enabled() and not is_tracing(hidden_states):
             return torch.addcmul(shift, hidden_states, scale, out=hidden_states)
         return torch.addcmul(shift, hidden_states, scale)
@@ -82,12 +80,14 @@ def fold_batch_norm(backbone: nn.Module) -> None:
         for (_, convolution), (name, norm) in pairwise(list(parent.named_children())):
             if not isinstance(convolution, nn.Conv2d) or not isinstance(norm, SapDetrFrozenBatchNorm2d):
                 continue
-            scale, shift = norm.scale_and_shift()
-            if convolution.bias is not None:
-                shift = shift + convolution.bias.float() * scale
-            weight = convolution.weight.float() * scale[:, None, None, None]
-            convolution.weight = nn.Parameter(weight.to(convolution.weight.dtype))
-            convolution.bias = nn.Parameter(shift.to(convolution.weight.dtype))
+            # In float32, also for a model in half precision
+            mean, variance, scale, shift = (
+                getattr(norm, key).float() for key in ("running_mean", "running_var", "weight", "bias")
+            )
+            bias = None if convolution.bias is None else convolution.bias.float()
+            fused = fuse_conv_bn_weights(convolution.weight.float(), bias, mean, variance, norm.eps, scale, shift)
+            dtype = convolution.weight.dtype
+            convolution.weight, convolution.bias = (nn.Parameter(values.to(dtype)) for values in fused)
             setattr(parent, name, getattr(norm, "activation", nn.Identity()))
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from ..hub.model_card import card_of_converted
 from ..model.coco_labels import COCO_ID2LABEL
 from ..model.configuration_sap_detr import PUBLISHED_VARIANTS, SapDetrConfig
 from ..model.image_processing_pil_sap_detr import SapDetrImageProcessorPil
@@ -243,7 +242,7 @@ def _check_complete(converted: dict[str, torch.Tensor], config: SapDetrConfig) -
 def convert_checkpoint(
     checkpoint: str | Path, output_dir: str | Path, variant: str | None = None, verify: bool = False
 ) -> SapDetrForObjectDetection:
-    """Convert a released checkpoint to a directory with weights, configuration, image processor and model card.
+    """Convert a released checkpoint to a directory with weights, configuration and image processor.
 
     Args:
         checkpoint: see [`read_checkpoint`].
@@ -267,7 +266,6 @@ def convert_checkpoint(
     model.load_state_dict({name: tensor.float() for name, tensor in converted.items()})
     model.save_pretrained(output_dir)
     SapDetrImageProcessorPil().save_pretrained(output_dir)
-    (output_dir / "README.md").write_text(card_of_converted(config))
     if verify:
         verify_conversion(output_dir, converted)
     return model.eval()
