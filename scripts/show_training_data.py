@@ -46,7 +46,7 @@ def _draw(arguments: argparse.Namespace) -> int:
     pictures = []
     for index in range(min(arguments.count, len(rows))):
         sample = rows[index]
-        picture = draw_sample(sample, data.id2label, image_processor.image_mean, image_processor.image_std)
+        picture = draw_sample(sample, data.id2label, image_processor)
         picture.save(arguments.output / f"{index:04d}_image_id_{sample['labels']['image_id'].item()}.png")
         pictures.append(picture)
     contact_sheet(pictures, cell=(400, 400)).save(arguments.output / "all.png")

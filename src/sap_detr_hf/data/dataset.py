@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
@@ -168,10 +169,10 @@ def check_categories(data: DetectionData, config: Any) -> None:
 
 
 class RowPreparation:
-    """Makes a training sample of a row: opens the image, augments, normalises, and writes its labels.
+    """Makes a training sample of a row: opens the image, augments, normalizes, and writes its labels.
 
     Args:
-        image_processor: Gives mean, standard deviation and scale; without an augmentation also the size.
+        image_processor: Scales and normalizes; without an augmentation it also resizes.
         augmentation: See `augmentation.py`; None prepares images exactly as at prediction.
         category_ids: The data set's own id of each class index; None where the class index is that id.
         seed: Of the augmentation.
@@ -201,8 +202,9 @@ class RowPreparation:
         else:
             with sample_randomness(self.seed, epoch, index):
                 image, target = self.augmentation(image, target)
-            pixel_values = self._normalise(image)
-            _check_canvas(target, pixel_values)
+            image = _eight_bit(image)
+            _check_canvas(target, image)
+            pixel_values = normalize(image, self.image_processor)
         return {"pixel_values": pixel_values, "labels": _labels(row, target, pixel_values.shape[-2:])}
 
     def _target(self, row: dict[str, Any]) -> Target:
@@ -225,16 +227,6 @@ class RowPreparation:
             "iscrowd": crowd[keep],
         }
         return sanitize(target)
-
-    def _normalise(self, image: Any) -> torch.Tensor:
-        image = image if isinstance(image, torch.Tensor) else F.pil_to_tensor(image)
-        processor = self.image_processor
-        pixel_values = F.to_dtype(image, torch.float32, scale=True).contiguous()  # (3, height, width) in [0, 1]
-        if not processor.do_rescale:
-            pixel_values *= 255
-        if processor.do_normalize:
-            pixel_values = F.normalize(pixel_values, processor.image_mean, processor.image_std, inplace=True)
-        return torch.as_tensor(pixel_values)
 
 
 class _PreparedSamples:
@@ -336,8 +328,30 @@ def _where(row: dict[str, Any]) -> str:
     return f"Image {image_name(row)} (image id {row['image_id']})"
 
 
-def _check_canvas(target: Target, pixel_values: torch.Tensor) -> None:
-    canvas_size, size = getattr(target["boxes"], "canvas_size", None), tuple(pixel_values.shape[-2:])
+def normalize(image: torch.Tensor, image_processor: Any) -> torch.Tensor:
+    """Scale and normalize a (3, height, width) uint8 image with the image processor's own methods: float32."""
+    if not hasattr(image_processor, "rescale_and_normalize"):  # the Pillow backend
+        options = {"do_resize": False, "do_pad": False, "return_tensors": "pt"}
+        return image_processor(images=image, **options)["pixel_values"][0].float()
+    names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
+    values = (getattr(image_processor, name) for name in names)
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in zip(names, values, strict=True)}
+    # The same arithmetic as in a whole call, without its copies: a tenth of the time of a sample.
+    return image_processor.rescale_and_normalize(image[None], **options)[0].float()
+
+
+def _eight_bit(image: Any) -> torch.Tensor:
+    """An augmented image as (3, height, width) uint8; floats are in [0, 1], as everywhere in torchvision."""
+    image = image if isinstance(image, torch.Tensor) else F.pil_to_tensor(image)
+    if image.is_floating_point():
+        image = image.clamp(0, 1)
+    image = F.to_dtype(torch.as_tensor(image), torch.uint8, scale=True)
+    # Resized images lie channel beside channel; NumPy parts the channels in half of PyTorch's time.
+    return torch.from_numpy(np.ascontiguousarray(image.numpy()))
+
+
+def _check_canvas(target: Target, image: torch.Tensor) -> None:
+    canvas_size, size = getattr(target["boxes"], "canvas_size", None), tuple(image.shape[-2:])
     if canvas_size != size:
         raise ValueError(
             f"The augmentation returned an image of (height, width) {size} with boxes of canvas_size {canvas_size}: "
