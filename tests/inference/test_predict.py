@@ -18,10 +18,11 @@ from transformers import pipeline
 
 from sap_detr_hf import SapDetrImageProcessorPil
 from sap_detr_hf.inference import sources as prediction_sources
-from sap_detr_hf.inference.predict import PredictionSettings, Predictor, load_detector
+from sap_detr_hf.inference.predict import PredictionSettings, Predictor
 from sap_detr_hf.inference.results import PredictionResults
 from sap_detr_hf.inference.sources import InputImage
 from sap_detr_hf.model.image_files import open_image
+from sap_detr_hf.weights.pretrained import load_detector
 
 CATEGORY_IDS = [3, 5, 7, 9, 11, 13]
 NAMES = ["ant", "bee", "cat", "dog", "elk", "fox"]

@@ -291,8 +291,8 @@ def collate(batch: list[dict[str, Any]]) -> dict[str, Any]:
     """Pad samples at the right and bottom to the batch's largest height and width.
 
     Returns:
-        `pixel_values` (batch, 3, height, width), `pixel_mask` (batch, height, width) with 1 where the image is, and
-        `labels`, a list with one dictionary per image.
+        `pixel_values` (batch, 3, height, width), `pixel_mask` (batch, height, width) with 1 where the image is (a
+        sample may bring a mask of its own), and `labels`, a list with one dictionary per image.
     """
     height = max(sample["pixel_values"].shape[-2] for sample in batch)
     width = max(sample["pixel_values"].shape[-1] for sample in batch)
@@ -301,7 +301,7 @@ def collate(batch: list[dict[str, Any]]) -> dict[str, Any]:
     for image, mask, sample in zip(pixel_values, pixel_mask, batch, strict=True):
         h, w = sample["pixel_values"].shape[-2:]
         image[:, :h, :w] = sample["pixel_values"]
-        mask[:h, :w] = 1
+        mask[:h, :w] = sample.get("pixel_mask", 1)
     return {"pixel_values": pixel_values, "pixel_mask": pixel_mask, "labels": [sample["labels"] for sample in batch]}
 
 

@@ -10,7 +10,7 @@ from transformers import AutoImageProcessor, AutoModelForObjectDetection, pipeli
 
 from ..drawing import contact_sheet, draw_detections
 from ..evaluation.report import EvaluationSettings, evaluate_model
-from ..inference.salient_detection import detect_with_points
+from ..inference.detector import detect_with_points
 from ..model.image_files import open_image
 from ..training.loop import train
 from ..training.settings import TrainingSettings, read_recipe

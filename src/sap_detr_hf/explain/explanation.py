@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from ..evaluation_mode import evaluation_mode
-from ..inference.salient_detection import SalientDetections, label_name, salient_detections
+from ..inference.detector import Detector, SalientDetections, label_name, prepare_batch
 from ..model.loss import LayerPredictions, match_queries, pad_targets
 from ..model.modeling_sap_detr import SapDetrForObjectDetection
 
@@ -124,11 +124,14 @@ def explain_detection(
     if not -depth <= layer < depth:
         raise ValueError(f"layer is {layer}, but the model has the decoder layers 0 to {depth - 1}.")
     layer %= depth
-    inputs = image_processor(images=[image], return_tensors="pt").to(model.device, model.dtype)
+    detector = Detector(model, image_processor, threshold)
+    inputs = prepare_batch(image_processor, image)
     with _observed(model, layer) as seen:
-        outputs = model(**inputs)
+        outputs = detector.run(inputs)
         predictions = model.predict(outputs, 0)  # per layer, (D, 1, N, ·)
-    detections = salient_detections(outputs, [image.size], model.config.id2label, threshold)[0]
+    (detections,) = detector.read(outputs, [image.size], ["the image"])
+    if isinstance(detections, ValueError):
+        raise detections
     query, class_index = _chosen(outputs.logits[0], detections, detection, query, threshold)
     boxes, points = _layer_boxes(predictions, image.size)
     entered_points = torch.stack([seen[i]["points"][0] for i in range(depth)])[:, query]  # (D, 2)
@@ -177,9 +180,9 @@ def explain_matching(
     scaled = corners / torch.from_numpy(_scale(image, 2)).float()
     target = torch.cat([(scaled[:, :2] + scaled[:, 2:]) / 2, scaled[:, 2:] - scaled[:, :2]], dim=-1)  # cx, cy, w, h
     labels = [{"class_labels": torch.as_tensor(classes, dtype=torch.int64).reshape(-1), "boxes": target}]
-    inputs = image_processor(images=[image], return_tensors="pt").to(model.device, model.dtype)
+    outputs = Detector(model, image_processor).run(prepare_batch(image_processor, image))
     with evaluation_mode(model):
-        predictions = model.predict(model(**inputs), 0)
+        predictions = model.predict(outputs, 0)
     layers = LayerPredictions(
         predictions["logits"].float(),
         predictions["pred_boxes"].float(),

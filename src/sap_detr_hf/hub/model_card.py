@@ -336,7 +336,7 @@ each detection's salient point:
 ```python
 import sap_detr_hf  # registers the model with transformers
 from sap_detr_hf.model.image_files import open_image
-from sap_detr_hf.inference.salient_detection import detect_with_points
+from sap_detr_hf.inference.detector import detect_with_points
 from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
 model = AutoModelForObjectDetection.from_pretrained("{sources.repo_id}")

@@ -3,13 +3,13 @@
 import math
 import operator
 import os
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
+from transformers.image_transforms import center_to_corners_format
 from transformers.image_utils import (
     AnnotationFormat,
     ChannelDimension,
@@ -161,18 +161,34 @@ class SapDetrDetectionProcessing(BaseImageProcessor):
             top_k: detections kept at most, before the threshold.
 
         Returns:
-            Per image `scores` (n,) in falling order, `labels` (n,), `boxes` (n, 4) as x1, y1, x2, y2.
+            Per image `scores` (n,) in falling order, `labels` (n,), `boxes` (n, 4) as x1, y1, x2, y2, `queries` (n,),
+            the query of each detection, and where the outputs have `pred_points`, `points` (n, 2) as x, y.
 
         Raises:
             ValueError: the number of target sizes is not the batch size.
         """
-        logits, pred_boxes = outputs.logits.float().contiguous(), outputs.pred_boxes.float()
-        outputs = SimpleNamespace(logits=logits, pred_boxes=pred_boxes)
-        if target_sizes is not None and not isinstance(target_sizes, torch.Tensor):
-            target_sizes = list(target_sizes)
-        return super().post_process_object_detection(  # type: ignore[misc]
-            outputs, threshold, target_sizes, top_k
-        )
+        batch, _, classes = outputs.logits.shape
+        if target_sizes is not None and len(target_sizes) != batch:
+            raise ValueError(
+                f"There are {batch} images but {len(target_sizes)} target sizes: give one (height, width) each."
+            )
+        scores, index = outputs.logits.float().sigmoid().flatten(1).topk(min(top_k, outputs.logits[0].numel()), dim=1)
+        positions: dict[str, Any] = {"boxes": center_to_corners_format(outputs.pred_boxes.float())}
+        if getattr(outputs, "pred_points", None) is not None:
+            positions["points"] = outputs.pred_points.float()
+        found = []
+        for image in range(batch):
+            above = scores[image] > threshold
+            queries, labels = index[image][above] // classes, index[image][above] % classes
+            result = {"scores": scores[image][above], "labels": labels, "queries": queries}
+            for name, values in positions.items():
+                values = values[image, queries]
+                if target_sizes is not None:
+                    height, width = target_sizes[image]
+                    values = values * values.new_tensor([width, height] * (values.shape[-1] // 2))
+                result[name] = values
+            found.append(result)
+        return found
 
 
 def released_image_size(height: int, width: int, shortest_edge: int, longest_edge: int) -> tuple[int, int]:

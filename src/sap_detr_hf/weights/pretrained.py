@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from transformers import AutoImageProcessor, AutoModelForObjectDetection, PreTrainedConfig, PreTrainedModel
 
+from ..model.modeling_sap_detr import SapDetrForObjectDetection
+
 DEVICES = ("auto", "cpu", "cuda")
 AUTOCAST_DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -55,6 +57,26 @@ def load_pretrained(name: str) -> tuple[PreTrainedModel, Any]:
             f"{name} lacks {len(absent)} weights of its model, for instance {sorted(map(str, absent))[0]}."
         )
     return model, image_processor
+
+
+def load_detector(name: str, device: str = "auto") -> tuple[SapDetrForObjectDetection, Any]:
+    """Load a saved SAP-DETR in float32, in evaluation mode, and its image processor.
+
+    Args:
+        name: model directory or Hub id.
+        device: "auto" takes CUDA where there is a device.
+
+    Raises:
+        OSError: there is no such model.
+        ValueError: it is no complete SAP-DETR.
+    """
+    model, image_processor = load_pretrained(name)
+    if not isinstance(model, SapDetrForObjectDetection):
+        raise ValueError(f"{name} is a model of the type {model.config.model_type}, not sap_detr.")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(device)  # type: ignore[arg-type]  # transformers' decorator hides the signature
+    return model.eval(), image_processor
 
 
 @contextmanager
