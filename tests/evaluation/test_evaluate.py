@@ -193,6 +193,8 @@ def test_prepared_size_is_the_size_after_processing(size):
         assert prepared_size(processor, height, width) == tuple(actual)
     unchanged = SapDetrImageProcessor(do_resize=False)
     assert prepared_size(unchanged, 31, 17) == (31, 17)
+    padded = SapDetrImageProcessor(size=size, pad_size={"height": 200, "width": 300})
+    assert prepared_size(padded, 31, 17) == (200, 300)
 
 
 @pytest.mark.parametrize("category_ids", [[40, 3, 7], None])
