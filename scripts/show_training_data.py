@@ -60,17 +60,14 @@ def _samples(arguments: argparse.Namespace) -> tuple[Any, Any, Any]:
     from sap_detr_hf import SapDetrImageProcessorPil
     from sap_detr_hf.data.augmentation import make_augmentation
     from sap_detr_hf.data.dataset import DetectionRows, load_detection_data
-    from sap_detr_hf.weights.pretrained import readable_model
+    from sap_detr_hf.weights.pretrained import at_size, readable_model
 
     image_processor: Any = SapDetrImageProcessorPil()
     if arguments.model:
         with readable_model(arguments.model):
             image_processor = AutoImageProcessor.from_pretrained(arguments.model)
-    size = {
-        "shortest_edge": arguments.shortest_edge or image_processor.size["shortest_edge"],
-        "longest_edge": arguments.longest_edge or image_processor.size["longest_edge"],
-    }
-    image_processor.size = type(image_processor.size)(**size)
+    image_processor = at_size(image_processor, arguments.shortest_edge, arguments.longest_edge)
+    size = {name: image_processor.size[name] for name in ("shortest_edge", "longest_edge")}
     options = {name: getattr(arguments, name) for name in ("annotations", "images", "box_format")}
     data = load_detection_data(arguments.data, arguments.split, **options)
     augmentation = make_augmentation(arguments.augmentation, **size)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torchvision import tv_tensors
+from torchvision.ops import box_area, box_convert
 from torchvision.transforms.v2 import functional as F
 
 from ..model.coco_labels import COCO_ID2LABEL
@@ -212,7 +213,7 @@ class RowPreparation:
         boxes = torch.tensor(objects["bbox"], dtype=torch.float32).reshape(-1, 4)  # (n, 4) x, y, width, height
         if not torch.isfinite(boxes).all():
             raise ValueError(f"{_where(row)} has a box with a coordinate that is not a finite number.")
-        boxes[:, 2:] += boxes[:, :2]  # (n, 4) x1, y1, x2, y2
+        boxes = box_convert(boxes, "xywh", "xyxy")
         try:
             classes = class_indices(objects["category"], self.category_ids)
         except ValueError as error:
@@ -366,7 +367,7 @@ def _labels(row: dict[str, Any], target: Target, size: tuple[int, int]) -> dict[
     corners = torch.as_tensor(target["boxes"]) / torch.tensor([width, height, width, height])  # (n, 4) in [0, 1]
     return {
         "class_labels": target["class_labels"],
-        "boxes": torch.cat([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], 1),
+        "boxes": box_convert(corners, "xyxy", "cxcywh"),
         "area": target["area"] * (size[0] * size[1] / (height * width)),
         "iscrowd": target["iscrowd"],
         "image_id": torch.tensor([row["image_id"]]),
@@ -383,7 +384,7 @@ def _with_aligned_fields(target: Target) -> Target:
         raise ValueError(f"The augmentation left {len(boxes)} boxes but {len(target['class_labels'])} class labels.")
     target = {**target, "boxes": corners}
     if len(target["area"]) != len(boxes):
-        target["area"] = (corners[:, 2:] - corners[:, :2]).prod(1)
+        target["area"] = box_area(torch.as_tensor(corners))
     if len(target["iscrowd"]) != len(boxes):
         target["iscrowd"] = torch.zeros(len(boxes), dtype=torch.int64)
     return target

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from transformers.image_transforms import corners_to_center_format
 
 from ..evaluation_mode import evaluation_mode
 from ..inference.detector import Detector, SalientDetections, label_name, prepare_batch
-from ..model.loss import LayerPredictions, match_queries, pad_targets
+from ..model.loss import LayerPredictions, corners_from_boxes, match_queries, pad_targets
 from ..model.modeling_sap_detr import SapDetrForObjectDetection
 
 
@@ -178,8 +179,8 @@ def explain_matching(
     """
     corners = torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4)
     scaled = corners / torch.from_numpy(_scale(image, 2)).float()
-    target = torch.cat([(scaled[:, :2] + scaled[:, 2:]) / 2, scaled[:, 2:] - scaled[:, :2]], dim=-1)  # cx, cy, w, h
-    labels = [{"class_labels": torch.as_tensor(classes, dtype=torch.int64).reshape(-1), "boxes": target}]
+    centers: Any = corners_to_center_format(scaled)  # type: ignore[arg-type]  # transformers' own type of tensors
+    labels = [{"class_labels": torch.as_tensor(classes, dtype=torch.int64).reshape(-1), "boxes": centers}]
     outputs = Detector(model, image_processor).run(prepare_batch(image_processor, image))
     with evaluation_mode(model):
         predictions = model.predict(outputs, 0)
@@ -272,10 +273,8 @@ def _gaussian_shape(
 def _layer_boxes(predictions: dict[str, torch.Tensor], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Boxes (D, N, 4) x1, y1, x2, y2 and points (D, N, 2) in pixels, of a batch of one image."""
     scale = np.array(size, dtype=np.float32)
-    boxes = _array(predictions["pred_boxes"][:, 0])  # (D, N, 4) cx, cy, w, h in [0, 1]
-    centre, extent = boxes[..., :2], boxes[..., 2:]
-    corners = np.concatenate([(centre - extent / 2) * scale, (centre + extent / 2) * scale], axis=-1)
-    return corners, _array(predictions["pred_points"][:, 0]) * scale
+    boxes = corners_from_boxes(predictions["pred_boxes"][:, 0].float())  # (D, N, 4) in [0, 1]
+    return _array(boxes) * np.tile(scale, 2), _array(predictions["pred_points"][:, 0]) * scale
 
 
 def _grid(model: SapDetrForObjectDetection, image: Image.Image) -> dict[str, Any]:

@@ -221,14 +221,14 @@ def checked_coco_target(target: dict) -> dict:
     if not isinstance(target, dict) or not isinstance(target.get("annotations"), (list, tuple)):
         raise ValueError(
             'The annotations of an image must be a dict {"image_id": int, "annotations": [COCO annotation, ...]}, '
-            f"got {_shortened(target)}."
+            f"got {shortened(repr(target))}."
         )
     image_id = _integer(target.get("image_id"), "image_id", "The annotations of an image")
     annotations = []
     for index, annotation in enumerate(target["annotations"]):
         place = f"image_id {image_id}, annotation {index}"
         if not isinstance(annotation, dict):
-            raise ValueError(f"{place}: must be a dict with bbox and category_id, got {_shortened(annotation)}.")
+            raise ValueError(f"{place}: must be a dict with bbox and category_id, got {shortened(repr(annotation))}.")
         if not annotation.get("iscrowd"):
             place = f"{place} (id {annotation['id']})" if "id" in annotation else place
             annotations.append(_checked_annotation(annotation, place))
@@ -260,7 +260,7 @@ def _finite_numbers(values: Any, count: int, rule: str, place: str) -> list[floa
     except (TypeError, ValueError):
         numbers = []
     if len(numbers) != count or not all(math.isfinite(number) for number in numbers):
-        raise ValueError(f"{place}: {rule}, got {_shortened(values)}.")
+        raise ValueError(f"{place}: {rule}, got {shortened(repr(values))}.")
     return numbers
 
 
@@ -268,9 +268,9 @@ def _integer(value: Any, name: str, place: str) -> int:
     try:
         return operator.index(value)
     except TypeError:
-        raise ValueError(f"{place}: {name} must be an integer, got {_shortened(value)}.") from None
+        raise ValueError(f"{place}: {name} must be an integer, got {shortened(repr(value))}.") from None
 
 
-def _shortened(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 100 else f"{text[:100]}..."
+def shortened(text: str, limit: int = 100) -> str:
+    """The first `limit` characters of a text, followed by dots where it is longer."""
+    return text if len(text) <= limit else f"{text[:limit]}..."
