@@ -171,11 +171,15 @@ class SapDetrConfig(PreTrainedConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
         """As in transformers; what is saved gives way to `kwargs` that it does not go with.
 
-        These are the `category_ids` where the number of classes changes, and one of `query_grid` and `num_queries`
-        where the other changes.
+        These are the `category_ids` where the number of classes or a name changes, and one of `query_grid` and
+        `num_queries` where the other changes. Indices in `id2label` may be text, as JSON has them.
         """
         saved = config_dict.get("id2label") or {0: "LABEL_0", 1: "LABEL_1"}  # transformers does not save its default
-        if kwargs.get("num_labels", len(kwargs.get("id2label", saved))) != len(saved):
+        saved = {int(index): name for index, name in saved.items()}
+        if kwargs.get("id2label") is not None:
+            kwargs["id2label"] = {int(index): name for index, name in kwargs["id2label"].items()}
+        wanted = kwargs.get("id2label") or saved
+        if kwargs.get("num_labels", len(wanted)) != len(saved) or wanted != saved:
             config_dict = {**config_dict, "category_ids": None}
         if "query_grid" in kwargs or "num_queries" in kwargs:
             config_dict = {**config_dict, **{name: kwargs.get(name) for name in ("query_grid", "num_queries")}}
