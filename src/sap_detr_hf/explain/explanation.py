@@ -134,29 +134,16 @@ def explain_detection(
     if isinstance(detections, ValueError):
         raise detections
     query, class_index = _chosen(outputs.logits[0], detections, detection, query, threshold)
-    boxes, points = _layer_boxes(predictions, image.size)
-    entered_points = torch.stack([seen[i]["points"][0] for i in range(depth)])[:, query]  # (D, 2)
-    entered_sides = torch.stack([seen[i]["sides"][0] for i in range(depth)])[:, query]  # (D, 4)
-    rows, columns = seen[layer]["map_shape"]
-    map_size = _map_size(inputs, image)
-    token_size = np.array(map_size, dtype=np.float32) / [columns, rows]
+    logits = predictions["logits"][:, 0, query, class_index]  # (D,)
     return Explanation(
         image=image,
         detections=detections,
         query=query,
         label=label_name(model.config.id2label, class_index),
         layer=layer,
-        scores=_array(predictions["logits"][:, 0, query, class_index].sigmoid()),
-        points=points[:, query],
-        boxes=boxes[:, query],
-        sides=np.concatenate([points - boxes[..., :2], boxes[..., 2:] - points], axis=-1)[:, query],
-        entered_points=_array(entered_points) * _scale(image, 1),
-        entered_sides=_array(entered_sides) * _scale(image, 2),
-        gaussian=_array(seen[layer]["gaussian"][0, :, query].float().exp()).reshape(-1, rows, columns),
-        gaussian_centres=_array(seen[layer]["centres"][0, query]) * token_size,
-        gaussian_widths=_array(seen[layer]["widths"][0, query]) * token_size,
-        attention=_array(seen[layer]["attention"][0, :, query]).reshape(-1, rows, columns),
-        map_size=map_size,
+        scores=_array(logits.sigmoid()),
+        **_course(predictions, seen, query, image),
+        **_maps(seen[layer], query, _map_size(inputs, image)),
         **_grid(model, image),
     )
 
@@ -275,6 +262,36 @@ def _layer_boxes(predictions: dict[str, torch.Tensor], size: tuple[int, int]) ->
     scale = np.array(size, dtype=np.float32)
     boxes = corners_from_boxes(predictions["pred_boxes"][:, 0].float())  # (D, N, 4) in [0, 1]
     return _array(boxes) * np.tile(scale, 2), _array(predictions["pred_points"][:, 0]) * scale
+
+
+def _course(
+    predictions: dict[str, torch.Tensor], seen: list[dict[str, Any]], query: int, image: Image.Image
+) -> dict[str, Any]:
+    """Points, boxes and sides of a query at every layer, and those that each layer started from, in pixels."""
+    boxes, points = (values[:, query] for values in _layer_boxes(predictions, image.size))
+    entered_points, entered_sides = (
+        _array(torch.stack([layer[name][0, query] for layer in seen])) for name in ("points", "sides")
+    )
+    return {
+        "points": points,
+        "boxes": boxes,
+        "sides": np.concatenate([points - boxes[:, :2], boxes[:, 2:] - points], axis=-1),
+        "entered_points": entered_points * _scale(image, 1),
+        "entered_sides": entered_sides * _scale(image, 2),
+    }
+
+
+def _maps(seen: dict[str, Any], query: int, map_size: tuple[float, float]) -> dict[str, Any]:
+    """The Gaussian and the attention of a query in the observed layer."""
+    rows, columns = seen["map_shape"]
+    token_size = np.array(map_size, dtype=np.float32) / [columns, rows]
+    return {
+        "gaussian": _array(seen["gaussian"][0, :, query].float().exp()).reshape(-1, rows, columns),
+        "gaussian_centres": _array(seen["centres"][0, query]) * token_size,
+        "gaussian_widths": _array(seen["widths"][0, query]) * token_size,
+        "attention": _array(seen["attention"][0, :, query]).reshape(-1, rows, columns),
+        "map_size": map_size,
+    }
 
 
 def _grid(model: SapDetrForObjectDetection, image: Image.Image) -> dict[str, Any]:
