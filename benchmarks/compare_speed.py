@@ -1,7 +1,7 @@
 """Speed, memory and multiply-adds of SAP-DETR beside transformers' DETRs, compared in one run.
 
 `forward` and `training` compare models at one size, `area` and `queries` show how the forward pass grows with the image
-(shortest side 400 to 1333) and with the number of queries (100 to 900), `bars` measures this project's own targets.
+(shortest side 400 to 1333) and with the number of queries (100 to 900), `targets` measures this project's own targets.
 """
 
 import argparse
@@ -17,7 +17,7 @@ DEFAULT_MODELS = {
     "training": ["dab-detr-r50", "conditional-detr-r50", "r50"],
     "area": ["dab-detr-r50", "r50:optimized", "r50-dc5:optimized"],
     "queries": ["r50:optimized", "r50-dc5:optimized"],
-    "bars": [],
+    "targets": [],
 }
 EDGES = (400, 600, 800, 1000, 1333)
 GRIDS = ([10, 10], [15, 20], [20, 30], [30, 30])
@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     from benchmarks.measure import environment, measure
     from benchmarks.operations import operation_times, profile_table
     from benchmarks.report import setting, table, write_report
-    from benchmarks.targets import bars_table, measure_bars
+    from benchmarks.targets import measure_targets, targets_table
 
     def progress(items):
         return tqdm(items, disable=None, desc=args.task, leave=False)
@@ -45,8 +45,8 @@ def main(argv: list[str] | None = None) -> int:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.tf32
     profiles = []
     try:
-        if args.task == "bars":
-            groups = measure_bars(args.rounds, progress, args.device)
+        if args.task == "targets":
+            groups = measure_targets(args.rounds, progress, args.device)
         else:
             cases = _groups(args)
             groups = [measure(group, args.rounds, not args.no_memory, progress) for group in cases]
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    tables = [bars_table(groups)] if args.task == "bars" else [table(group) for group in groups]
+    tables = [targets_table(groups)] if args.task == "targets" else [table(group) for group in groups]
     measured_on = environment(args.device)
     text = "\n\n".join([setting(measured_on), *tables, *profiles]) + "\n"
     print(text, end="")
@@ -89,7 +89,7 @@ def _problem(args: argparse.Namespace) -> str | None:
     """What is wrong with the options, before anything is measured."""
     import torch
 
-    fixed = {"bars": ("models", "height", "width", "batch_size", "dtypes", "profile"), "area": ("height", "width")}
+    fixed = {"targets": ("models", "height", "width", "batch_size", "dtypes", "profile"), "area": ("height", "width")}
     unused = [name for name in fixed.get(args.task, ()) if getattr(args, name)]
     if unused:
         return f"`{args.task}` sets --{unused[0].replace('_', '-')} itself: leave it out"

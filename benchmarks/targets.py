@@ -12,7 +12,7 @@ from .tasks import Case
 
 
 @dataclass(frozen=True)
-class Bar:
+class Target:
     """A case that must do better than another.
 
     Args:
@@ -34,27 +34,27 @@ DAB_TRAINING = Case("training", "dab-detr-r50", height=480, width=640, batch_siz
 PICTURES: dict[str, Any] = {"height": 480, "width": 640, "batch_size": 8}
 LOSS: dict[str, Any] = {"batch_size": 16}
 
-BARS = (
-    Bar("forward, R50 optimised, float32", Case("forward", "r50:optimized"), DAB_FORWARD, 1.7),
-    Bar("the same, compiled", Case("forward", "r50:compiled"), DAB_FORWARD, 1.7),
-    Bar("forward, R50 optimised, bfloat16", Case("forward", "r50:optimized", "bfloat16"), DAB_FORWARD, 3.0),
-    Bar("the same, compiled", Case("forward", "r50:compiled", "bfloat16"), DAB_FORWARD, 3.0),
-    Bar(
+TARGETS = (
+    Target("forward, R50 optimised, float32", Case("forward", "r50:optimized"), DAB_FORWARD, 1.7),
+    Target("the same, compiled", Case("forward", "r50:compiled"), DAB_FORWARD, 1.7),
+    Target("forward, R50 optimised, bfloat16", Case("forward", "r50:optimized", "bfloat16"), DAB_FORWARD, 3.0),
+    Target("the same, compiled", Case("forward", "r50:compiled", "bfloat16"), DAB_FORWARD, 3.0),
+    Target(
         "forward, R50-DC5 optimised, float32",
         Case("forward", "r50-dc5:optimized"),
         Case("forward", "r50-dc5:released"),
         2.3,
         0.5,
     ),
-    Bar("training step, R50", replace(DAB_TRAINING, model="r50"), DAB_TRAINING, 1.3, 0.8),
-    Bar("matching and loss", Case("loss", "r50", **LOSS), Case("loss", "dab-detr-r50", **LOSS), 4.0),
-    Bar(
+    Target("training step, R50", replace(DAB_TRAINING, model="r50"), DAB_TRAINING, 1.3, 0.8),
+    Target("matching and loss", Case("loss", "r50", **LOSS), Case("loss", "dab-detr-r50", **LOSS), 4.0),
+    Target(
         "image processor, torchvision",
         Case("processor", "SapDetrImageProcessor", **PICTURES),
         Case("processor", "ConditionalDetrImageProcessor", **PICTURES),
         1.0,
     ),
-    Bar(
+    Target(
         "image processor, Pillow",
         Case("processor", "SapDetrImageProcessorPil", **PICTURES),
         Case("processor", "ConditionalDetrImageProcessorPil", **PICTURES),
@@ -63,28 +63,31 @@ BARS = (
 )
 
 
-def measure_bars(
+def measure_targets(
     rounds: int, progress: Callable[[Iterable], Iterable] = iter, device: str = "cpu"
 ) -> list[list[Measurement]]:
-    """One group per bar: theirs, then ours; four times the rounds where no model runs, for their times vary more."""
+    """Measure one group per target: the reference case first, then ours.
+
+    Tasks without a model are noisier and get four times the rounds.
+    """
     groups = []
-    for bar in progress(BARS):
-        quick = bar.ours.task in ("loss", "processor")
-        cases = [replace(case, device=device) for case in (bar.theirs, bar.ours)]
-        groups.append(measure(cases, rounds * (4 if quick else 1), memory=bar.memory is not None))
+    for target in progress(TARGETS):
+        quick = target.ours.task in ("loss", "processor")
+        cases = [replace(case, device=device) for case in (target.theirs, target.ours)]
+        groups.append(measure(cases, rounds * (4 if quick else 1), memory=target.memory is not None))
     return groups
 
 
-def bars_table(groups: list[list[Measurement]]) -> str:
+def targets_table(groups: list[list[Measurement]]) -> str:
     """Targets and what was measured, as a Markdown table."""
     rows = []
-    for bar, (theirs, ours) in zip(BARS, groups, strict=True):
-        aims = [f"{bar.speedup:g} x as fast"]
-        reached = [f"{ours.speedup:.2f} x" + (" (missed)" if round(ours.speedup, 2) < bar.speedup else "")]
-        if bar.memory is not None:
-            aims.append(f"{bar.memory:g} x the memory")
+    for target, (theirs, ours) in zip(TARGETS, groups, strict=True):
+        aims = [f"{target.speedup:g} x as fast"]
+        reached = [f"{ours.speedup:.2f} x" + (" (missed)" if round(ours.speedup, 2) < target.speedup else "")]
+        if target.memory is not None:
+            aims.append(f"{target.memory:g} x the memory")
             share = ours.peak_mib / theirs.peak_mib if ours.peak_mib and theirs.peak_mib else math.nan
-            reached.append(f"{share:.2f} x the memory" + (" (missed)" if round(share, 2) > bar.memory else ""))
+            reached.append(f"{share:.2f} x the memory" + (" (missed)" if round(share, 2) > target.memory else ""))
         seconds = f"{ours.seconds:.3g} / {theirs.seconds:.3g}"
-        rows.append([bar.work, theirs.model, ", ".join(aims), ", ".join(reached), seconds])
+        rows.append([target.work, theirs.model, ", ".join(aims), ", ".join(reached), seconds])
     return markdown_table(["work", "against", "target", "measured", "seconds, ours / theirs"], rows)

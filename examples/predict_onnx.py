@@ -51,8 +51,11 @@ def detect(model_path: str, image_path: str, threshold: float) -> list[dict]:
 
 
 def open_upright_rgb(path: str) -> Image.Image:
-    """The picture as a person sees it: turned by its EXIF orientation, transparency on white."""
-    image = ImageOps.exif_transpose(Image.open(path))
+    """Open a picture as a person sees it: turned by its EXIF orientation, transparency on white."""
+    image = Image.open(path)
+    if image.mode[0] in "IF":  # Pillow would clip the values, not scale them
+        raise ValueError(f"{path} has 16 or 32 bits per channel (mode {image.mode}): save it with 8 bits first")
+    image = ImageOps.exif_transpose(image)
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)

@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from transformers.image_transforms import center_to_corners_format
+
+from .fonts import label_font
 
 
 def draw_detections(
@@ -141,7 +143,7 @@ def _draw_box(draw: ImageDraw.ImageDraw, box: Sequence[float], colour: tuple[int
 
 def _draw_name(draw: ImageDraw.ImageDraw, box: Sequence[float], text: str, colour: tuple[int, int, int]) -> None:
     width, height = draw.im.size
-    font = ImageFont.load_default(size=max(9, min(width, height) // 24))
+    font, text = label_font(text, size=max(9, min(width, height) // 24))
     left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
     text_width, text_height = right - left + 4, bottom - top + 4
     x = max(0, min(box[0], width - text_width))

@@ -42,7 +42,7 @@ def space(pictures, tmp_path_factory) -> Path:
     confident_model().save_pretrained(folder / "model")
     SapDetrImageProcessorPil(size={"shortest_edge": 128, "longest_edge": 256}).save_pretrained(folder / "model")
     export_space(folder / "space", str(folder / "model"), pictures)
-    page = folder / "space" / "sap_detr_hf" / "page.py"
+    page = folder / "space" / "sap_detr_hf" / "app" / "page.py"
     page.write_text(page.read_text().replace("Upload a picture", "Upload a picture to this Space"))
     return folder / "space"
 

@@ -8,7 +8,7 @@ from benchmarks.measure import Measurement, matrix_product, matrix_size, measure
 from benchmarks.models import count_cost, count_training_products
 from benchmarks.operations import operation_times
 from benchmarks.report import read_report, table
-from benchmarks.targets import BARS, bars_table, measure_bars
+from benchmarks.targets import TARGETS, measure_targets, targets_table
 from benchmarks.tasks import TASKS, Case
 
 SMALL = {"height": 64, "width": 96}
@@ -52,16 +52,18 @@ def test_growth_has_a_group_for_each_size(tmp_path, monkeypatch):
     assert all(m.peak_mib == 7 for group in groups for m in group)
 
 
-@pytest.mark.parametrize("bar", [b for b in BARS if ":compiled" not in b.ours.model], ids=lambda bar: bar.work)
-def test_every_bar_can_be_measured(bar, monkeypatch):
+@pytest.mark.parametrize(
+    "target", [t for t in TARGETS if ":compiled" not in t.ours.model], ids=lambda target: target.work
+)
+def test_every_target_can_be_measured(target, monkeypatch):
     """Both sides run; the reported ratio is that of the same round."""
-    small = [Case(**{**vars(case), **SMALL, "batch_size": 2}) for case in (bar.theirs, bar.ours)]
+    small = [Case(**{**vars(case), **SMALL, "batch_size": 2}) for case in (target.theirs, target.ours)]
     theirs, ours = measure(small, rounds=1, memory=False)
     assert theirs.speedup == 1
     assert ours.speedup == pytest.approx(theirs.seconds / ours.seconds)
 
 
-def test_bars_table_holds_targets_and_results(monkeypatch):
+def test_targets_table_holds_targets_and_results(monkeypatch):
     fields = {"seconds_low": 1, "seconds_high": 1, "images_per_second": 1, "overrides": {}, "peak_mib": 100.0}
     rest = {"dtype": "float32", "height": 1, "width": 1, "batch_size": 1, "device": "cpu", "task": "forward"}
     monkeypatch.setattr(
@@ -71,8 +73,8 @@ def test_bars_table_holds_targets_and_results(monkeypatch):
             for i, case in enumerate(cases)
         ],
     )
-    text = bars_table(measure_bars(1))
-    assert len(text.splitlines()) == 2 + len(BARS)
+    text = targets_table(measure_targets(1))
+    assert len(text.splitlines()) == 2 + len(TARGETS)
     assert "| 2.3 x as fast, 0.5 x the memory | 2.00 x (missed), 1.00 x the memory (missed) | 0.5 / 1 |" in text
 
 
@@ -124,8 +126,8 @@ def test_multiply_adds_are_the_released_ones(model, released):
     assert count_cost(model, 800, 1066)[1] - unseen + merged + heads == pytest.approx(released * 1e9, rel=0.004)
 
 
-def test_tasks_are_those_of_the_bars():
-    assert {case.task for bar in BARS for case in (bar.ours, bar.theirs)} == set(TASKS)
+def test_tasks_are_those_of_the_targets():
+    assert {case.task for target in TARGETS for case in (target.ours, target.theirs)} == set(TASKS)
 
 
 def test_profile_says_which_operations_take_the_time(tmp_path, capsys):

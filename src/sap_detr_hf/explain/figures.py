@@ -16,6 +16,7 @@ from matplotlib.patheffects import withStroke
 from PIL import Image
 
 from ..drawing import label_colour
+from ..fonts import font_file
 from .explanation import Explanation, MatchingExplanation
 
 DPI = 110
@@ -159,7 +160,7 @@ class _Canvas:
             self.panels.append(panel)
 
     def title(self, panel: int, text: str) -> None:
-        self.panels[panel].set_title(text, fontsize=10, pad=4)
+        self.panels[panel].set_title(text, fontproperties=font_file(text), fontsize=10, pad=4, parse_math=False)
 
     def picture(self) -> Image.Image:
         self.canvas.draw()
@@ -284,6 +285,8 @@ def _write(panel: Axes, corner: np.ndarray, text: str, background: str | tuple) 
         max(corner[0], 0.0),
         corner[1] if above else max(corner[1], 0.0),
         text,
+        fontproperties=font_file(text),
+        parse_math=False,
         fontsize=8,
         va="bottom" if above else "top",
         color="white",

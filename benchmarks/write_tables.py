@@ -1,0 +1,102 @@
+"""Write the tables of measurements into README.md and docs/, between their markers; no number there is typed.
+
+A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`; `--check` writes nothing and fails where a
+table is not what its results in `benchmarks/results/` give.
+"""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+from sap_detr_hf.markdown_table import markdown_table
+
+from .report import read_report, setting, table
+from .targets import targets_table
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+BETWEEN_MARKERS = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(?=<!-- end of table -->)", re.DOTALL)
+
+
+def results(name: str) -> dict:
+    """The content of a results file."""
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def speed(name: str) -> str:
+    """What was measured on which machine, and a table for each group of models."""
+    groups = read_report(RESULTS / f"{name}.json")
+    tables = [targets_table(groups)] if name.startswith("targets") else [table(group) for group in groups]
+    return "\n\n".join([setting(results(name)), *tables])
+
+
+def demo() -> str:
+    """AP, time and hardware of the demo."""
+    demo = json.loads((ROOT / "docs" / "demo.json").read_text(encoding="utf-8"))
+    minutes = demo["seconds"]["training"] / 60
+    return f"COCO AP {demo['AP']:.3f}, AP50 {demo['AP50']:.3f} after {minutes:.1f} minutes of training."
+
+
+def exported() -> str:
+    """AP and speed of the demo's model in ONNX; speed alone of R50."""
+    rows = []
+    for name in ("onnx_cpu", "onnx_r50_cpu"):
+        size = "{height} x {width}".format(**results(name)["setting"])
+        for model in results(name)["models"]:
+            metrics = model["metrics"] or {}
+            figures = [f"{metrics[key]:.3f}" if key in metrics else "" for key in ("AP", "AP50")]
+            rows.append([model["name"], size, f"{model['megabytes']:.1f}", *figures, f"{model['speedup']:.2f}"])
+    return markdown_table(["file", "images", "MB", "AP", "AP50", "times as fast as torch"], rows)
+
+
+def other_figures() -> str:
+    """Measurements of one figure each."""
+    loader, precision = results("loader_cpu"), results("demo_precision")
+    rows = [
+        ["data loader, R50, 2 workers, images a second", f"{loader['loader_images_per_second']:.1f}"],
+        ["training, R50, 2 images a step, images a second", f"{loader['training_images_per_second']:.2f}"],
+        *([f"AP of the demo's model in {dtype}", f"{precision[dtype]['AP']:.4f}"] for dtype in precision),
+    ]
+    return markdown_table(["measurement", "result"], rows)
+
+
+def convergence() -> str:
+    """AP over the epochs on BCCD."""
+    lines = (RESULTS / "bccd_convergence.md").read_text(encoding="utf-8").splitlines()
+    return "\n".join(line for line in lines if line.startswith("|"))
+
+
+SINGLE_TABLES = {"demo": demo, "exported": exported, "other-figures": other_figures, "convergence": convergence}
+
+
+def filled(text: str) -> str:
+    """A document with each marked table made anew."""
+
+    def one(match: re.Match) -> str:
+        start, name = match.groups()
+        content = SINGLE_TABLES[name]() if name in SINGLE_TABLES else speed(name)
+        return f"{start}{content}\n"
+
+    return BETWEEN_MARKERS.sub(one, text)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write or check; 0 when all tables are up to date, 1 where `--check` finds one that is not."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if a table is outdated")
+    arguments = parser.parse_args(argv)
+    outdated = []
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        text = path.read_text(encoding="utf-8")
+        if filled(text) != text:
+            outdated.append(path.relative_to(ROOT).as_posix())
+            if not arguments.check:
+                path.write_text(filled(text), encoding="utf-8")
+    print(f"{'not up to date' if arguments.check else 'written'}: {', '.join(outdated) or 'nothing'}")
+    return 1 if outdated and arguments.check else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
