@@ -66,13 +66,17 @@ def test_contact_sheet():
         contact_sheet([])
 
 
-def test_sample_is_shown_as_it_was_before_normalisation():
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"rescale_factor": 1 / 127.5, "image_mean": [1.0] * 3}, {"do_normalize": False}, {"do_rescale": False}],
+)
+def test_sample_is_shown_as_it_was_before_normalization(changes):
     pixels = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
-    processor = SapDetrImageProcessorPil(do_resize=False)
+    processor = SapDetrImageProcessorPil(do_resize=False, **changes)
     pixel_values = processor(images=Image.fromarray(pixels), return_tensors="pt")["pixel_values"][0]
     labels = {"class_labels": torch.tensor([1]), "boxes": torch.tensor([[0.5, 0.5, 0.5, 0.5]])}
     sample = {"pixel_values": pixel_values, "labels": labels}
-    picture = draw_sample(sample, {1: "cat"}, processor.image_mean, processor.image_std)
+    picture = draw_sample(sample, {1: "cat"}, processor)
     assert np.array_equal(np.asarray(picture)[33:], pixels[33:])  # below the box
     assert pixel(picture, 15, 20) == label_colour("cat")
     assert pixel(picture, 45, 20) == label_colour("cat")

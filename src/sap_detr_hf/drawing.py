@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import Any
 
 from PIL import Image, ImageDraw
+from transformers.image_transforms import center_to_corners_format
 
 from .fonts import label_font
 
@@ -58,30 +59,25 @@ def draw_detections(
     return picture
 
 
-def draw_sample(
-    sample: dict[str, Any], id2label: dict[int, str], image_mean: Sequence[float], image_std: Sequence[float]
-) -> Image.Image:
-    """A training sample as a picture: pixels as they were before normalisation, boxes from its labels.
+def draw_sample(sample: dict[str, Any], id2label: dict[int, str], image_processor: Any) -> Image.Image:
+    """A training sample as a picture: pixels as they were before the image processor, boxes from its labels.
 
     Args:
         sample: `pixel_values` (3, height, width) and `labels` with `class_labels` (n,) and `boxes` (n, 4) cx, cy, w, h
             in [0, 1].
         id2label: Name of each class index.
-        image_mean: The mean that was subtracted, one value a channel.
-        image_std: The standard deviation that was divided by, one value a channel.
+        image_processor: What scaled and normalized the pixels.
     """
     pixel_values, labels = sample["pixel_values"], sample["labels"]
-    mean, std = (pixel_values.new_tensor(values).view(3, 1, 1) for values in (image_mean, image_std))
-    pixels = ((pixel_values * std + mean).clamp(0, 1) * 255).round().byte()  # (3, height, width)
-    image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
-    centers, sizes = labels["boxes"][:, :2], labels["boxes"][:, 2:]
-    scale = labels["boxes"].new_tensor(image.size)  # width, height
-    corners = [
-        [*start, *end]
-        for start, end in zip(
-            ((centers - sizes / 2) * scale).tolist(), ((centers + sizes / 2) * scale).tolist(), strict=True
+    if image_processor.do_normalize:
+        mean, std = (
+            pixel_values.new_tensor(v).view(-1, 1, 1) for v in (image_processor.image_mean, image_processor.image_std)
         )
-    ]
+        pixel_values = pixel_values * std + mean
+    if image_processor.do_rescale:
+        pixel_values = pixel_values / image_processor.rescale_factor
+    image = Image.fromarray(pixel_values.round().clamp(0, 255).byte().permute(1, 2, 0).numpy())  # (height, width, 3)
+    corners = center_to_corners_format(labels["boxes"]) * labels["boxes"].new_tensor(image.size * 2)
     return draw_detections(image, corners, [id2label[index] for index in labels["class_labels"].tolist()])
 
 

@@ -30,7 +30,7 @@ from sap_detr_hf.app.pictures import (
     open_picture,
 )
 from sap_detr_hf.app.space import export_space
-from sap_detr_hf.inference.salient_detection import detect_with_points
+from sap_detr_hf.inference.detector import detect_with_points
 
 
 @pytest.fixture(autouse=True)

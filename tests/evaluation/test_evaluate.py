@@ -23,11 +23,10 @@ from sap_detr_hf.evaluation.evaluate import (
     EvaluationImages,
     evaluate_detections,
     ground_truth,
-    plan_batches,
-    processed_size,
 )
 from sap_detr_hf.evaluation.mistakes import count_mistakes, threshold_curve
 from sap_detr_hf.evaluation.report import REPORT, plot_precision_recall, plot_thresholds
+from sap_detr_hf.inference.detector import plan_batches, prepared_size
 
 ROOT = Path(__file__).parents[2]
 SIZES = [(96, 64), (64, 96), (120, 80), (80, 80), (96, 64), (150, 60), (96, 64)]  # width, height
@@ -186,14 +185,16 @@ def test_plan_puts_images_of_one_size_together():
     "size",
     [{"shortest_edge": 97, "longest_edge": 131}, {"height": 50, "width": 70}, {"max_height": 90, "max_width": 60}],
 )
-def test_processed_size_is_the_size_after_processing(size):
+def test_prepared_size_is_the_size_after_processing(size):
     processor = SapDetrImageProcessor(size=size)
     for height, width in [(97, 40), (41, 203), (131, 131), (7, 300), (480, 641)]:
         image = np.zeros((height, width, 3), dtype=np.uint8)
         actual = processor(images=image, return_tensors="pt")["pixel_values"].shape[-2:]
-        assert processed_size(processor, height, width) == tuple(actual)
+        assert prepared_size(processor, height, width) == tuple(actual)
     unchanged = SapDetrImageProcessor(do_resize=False)
-    assert processed_size(unchanged, 31, 17) == (31, 17)
+    assert prepared_size(unchanged, 31, 17) == (31, 17)
+    padded = SapDetrImageProcessor(size=size, pad_size={"height": 200, "width": 300})
+    assert prepared_size(padded, 31, 17) == (200, 300)
 
 
 @pytest.mark.parametrize("category_ids", [[40, 3, 7], None])
@@ -276,7 +277,7 @@ def test_images_that_cannot_be_read(data, processor, coco_dir, tiny_model):
     with pytest.raises(ValueError, match=r"image id 986.*10 x 10"):
         evaluate(tiny_model, data, processor)
     sample = EvaluationImages(data.dataset, processor)[2]
-    assert sample["pixel_values"].shape[-2:] == processed_size(processor, 80, 120)
+    assert sample["pixel_values"].shape[-2:] == prepared_size(processor, 80, 120)
 
 
 def test_output_that_is_not_finite(data, processor):

@@ -11,7 +11,7 @@ from tiny_model import tiny_model
 
 from sap_detr_hf import SapDetrImageProcessorPil
 from sap_detr_hf.explain.explanation import explain_detection, explain_matching
-from sap_detr_hf.inference.salient_detection import detect_with_points
+from sap_detr_hf.inference.detector import detect_with_points
 from sap_detr_hf.model import loss as loss_sap_detr
 
 pytest.importorskip("matplotlib")

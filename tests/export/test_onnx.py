@@ -36,7 +36,7 @@ from sap_detr_hf.export.onnx import (
 )
 from sap_detr_hf.export.same_padding import onnx_translations, replace_same_convolutions
 from sap_detr_hf.export.session import OnnxDetector, open_session
-from sap_detr_hf.inference.salient_detection import detect_with_points
+from sap_detr_hf.inference.detector import detect_with_points
 from sap_detr_hf.model.image_files import open_image
 
 onnx = pytest.importorskip("onnx")

@@ -18,10 +18,11 @@ from transformers import pipeline
 from sap_detr_cli.settings.predict import PredictionSettings
 from sap_detr_hf import SapDetrImageProcessorPil
 from sap_detr_hf.inference import sources as prediction_sources
-from sap_detr_hf.inference.predict import Predictor, load_detector
+from sap_detr_hf.inference.predict import Predictor
 from sap_detr_hf.inference.results import PredictionResults
 from sap_detr_hf.inference.sources import InputImage
 from sap_detr_hf.model.image_files import open_image
+from sap_detr_hf.weights.pretrained import load_detector
 
 CATEGORY_IDS = [3, 5, 7, 9, 11, 13]
 NAMES = ["ant", "bee", "cat", "dog", "elk", "fox"]
@@ -209,20 +210,36 @@ def test_coco_json_keeps_its_image_ids(model_dir, tmp_path, named):
     assert {result["category_id"] for result in results.anns.values()} <= set(CATEGORY_IDS)
 
 
-def test_coco_results_are_those_of_the_evaluation(model_dir, tmp_path):
+@pytest.mark.parametrize("padded", [False, True])
+def test_coco_results_are_those_of_the_evaluation(model_dir, tmp_path, padded):
     pytest.importorskip("pycocotools")
     file = write_coco(tmp_path)
+    if padded:
+        model_dir = copy_with_padding(model_dir, tmp_path / "padding")
     assert run(model_dir, file, "--output", tmp_path / "out", "--threshold", 0, "--device", "cpu") == 0
     arguments = [model_dir, file, "--output", tmp_path / "evaluation", "--device", "cpu", "--workers", 0]
     assert load_script("evaluate").main([str(argument) for argument in arguments]) == 0
     results, expected = (
-        sorted(json.loads((tmp_path / name / "predictions.json").read_text()), key=lambda each: -each["score"])
+        sorted(
+            json.loads((tmp_path / name / "predictions.json").read_text()),
+            key=lambda each: (each["image_id"], -each["score"]),
+        )
         for name in ("out", "evaluation")
     )
     assert len(results) == len(expected) == 2 * 120
     for result, each in zip(results, expected, strict=True):
         assert (result["image_id"], result["category_id"]) == (each["image_id"], each["category_id"])
         assert [result["score"], *result["bbox"]] == pytest.approx([each["score"], *each["bbox"]], abs=1e-4)
+
+
+def copy_with_padding(model_dir, folder):
+    """The model with an image processor that pads every image to one size."""
+    model, _ = load_detector(str(model_dir), "cpu")
+    model.save_pretrained(folder)
+    SapDetrImageProcessorPil(
+        size={"shortest_edge": 64, "longest_edge": 96}, pad_size={"height": 128, "width": 128}
+    ).save_pretrained(folder)
+    return folder
 
 
 def test_coco_images_of_another_size_are_reported(model_dir, tmp_path, capsys):
@@ -397,12 +414,7 @@ def test_bfloat16(model_dir, tmp_path):
 
 
 def test_padding_processor_gives_the_pipelines_numbers(model_dir, tmp_path):
-    model, _ = load_detector(str(model_dir), "cpu")
-    padding = SapDetrImageProcessorPil(
-        size={"shortest_edge": 64, "longest_edge": 96}, pad_size={"height": 128, "width": 128}
-    )
-    model.save_pretrained(tmp_path / "model")
-    padding.save_pretrained(tmp_path / "model")
+    copy_with_padding(model_dir, tmp_path / "model")
     noise(120, 80).save(tmp_path / "a.png")
     assert run(tmp_path / "model", tmp_path / "a.png", "--output", tmp_path / "out", "--threshold", 0.1) == 0
     expected = pipeline("object-detection", model=str(tmp_path / "model"))(str(tmp_path / "a.png"), threshold=0.1)

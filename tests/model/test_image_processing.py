@@ -302,3 +302,87 @@ except ImportError:
 """
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip()) == (0, "ok"), done.stderr
+
+
+# --- arrays and tensors of other types ---
+
+
+def eight_bits():
+    return np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+
+
+ARRAYS = {
+    "uint16": lambda image: image.astype(np.uint16) * 257,
+    "float32 in [0, 1]": lambda image: (image / 255).astype(np.float32),
+    "float64 in [0, 1]": lambda image: image / 255,
+    "float16 in [0, 1]": lambda image: (image / 255).astype(np.float16),
+    "float32 in [0, 255]": lambda image: image.astype(np.float32),
+    "int64": lambda image: image.astype(np.int64),
+    "mirrored view of its mirror image": lambda image: np.ascontiguousarray(image[:, ::-1])[:, ::-1],
+    "BGR view of BGR": lambda image: np.ascontiguousarray(image[..., ::-1])[..., ::-1],
+    "channels first": lambda image: image.transpose(2, 0, 1),
+    "tensor": lambda image: torch.from_numpy(image).permute(2, 0, 1),
+    "uint16 tensor": lambda image: torch.from_numpy(image.astype(np.uint16) * 257).permute(2, 0, 1),
+    "tensor in [0, 1]": lambda image: torch.from_numpy(image).permute(2, 0, 1) / 255,
+    "bfloat16 tensor in [0, 1]": lambda image: torch.from_numpy(image & 0xF0).permute(2, 0, 1).bfloat16() / 255,
+}
+
+
+@both_backends
+@pytest.mark.parametrize("kind", ARRAYS)
+def test_arrays_of_any_type_are_read_as_what_they_show(processor_class, kind):
+    image = eight_bits() & (0xF0 if "bfloat16" in kind else 0xFF)
+    processor = processor_class(size={"height": 24, "width": 32})
+    expected = processor(image, return_tensors="pt").pixel_values
+    found = processor(ARRAYS[kind](image), return_tensors="pt").pixel_values
+    assert found.dtype == torch.float32
+    # Floats of [0, 255] and wide integers are resized without rounding to whole levels
+    exact = kind not in ("float32 in [0, 255]", "int64")
+    assert (found - expected).abs().max() <= (0 if exact else 1.1 / 255 / min(processor.image_std))
+
+
+@both_backends
+def test_masks_and_grey_arrays(processor_class):
+    processor = processor_class(size={"height": 24, "width": 32})
+    grey = eight_bits()[..., 0]
+    mask = grey > 127
+
+    def pixels(image, **options):
+        return processor(image, return_tensors="pt", **options).pixel_values
+
+    expected = pixels(Image.fromarray(grey))
+    for image in (grey, [grey], grey / 255, torch.from_numpy(grey), grey.astype(np.uint16) * 257):
+        assert torch.equal(pixels(image), expected)
+    for layout in ("channels_first", "channels_last"):
+        assert torch.equal(pixels(grey, input_data_format=layout), expected)
+    assert torch.equal(pixels(mask), pixels(mask.astype(np.uint8) * 255))
+    assert pixels([grey, mask]).shape == (2, 3, 24, 32)
+
+
+@both_backends
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ([], "the list is empty"),
+        ([[]], "the list is empty"),
+        (np.full((8, 8, 3), np.nan, dtype=np.float32), "values from nan to nan"),
+        (np.full((8, 8, 3), -1.0), "values from -1 to -1"),
+        (np.full((8, 8, 3), 256, dtype=np.int32), "int32 has values from 256 to 256"),
+        (np.ones((8, 8, 3), dtype=np.complex64), "complex64"),
+        (np.zeros((0, 8, 3), dtype=np.uint8), "no pixels"),
+    ],
+)
+def test_arrays_that_say_nothing_are_refused(processor_class, images, message):
+    with pytest.raises(ValueError, match=message):
+        processor_class()(images, return_tensors="pt")
+
+
+@both_backends
+def test_who_scales_himself_is_left_alone(processor_class):
+    own = np.random.default_rng(0).normal(size=(3, 8, 8)).astype(np.float32)
+    plain = {"do_resize": False, "do_normalize": False, "return_tensors": "pt"}
+    kept = processor_class()(own, do_rescale=False, input_data_format="channels_first", **plain).pixel_values
+    assert torch.equal(kept[0], torch.from_numpy(own))
+    deep = np.full((3, 8, 8), 40000, dtype=np.uint16)
+    (scaled,) = processor_class()(deep, rescale_factor=1 / 65535, **plain).pixel_values
+    assert torch.allclose(scaled.float(), torch.tensor(40000 / 65535))

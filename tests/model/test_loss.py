@@ -117,6 +117,8 @@ BOX = torch.tensor([0.5, 0.5, 0.2, 0.2])
         ([0, 1], [BOX, BOX * torch.tensor([1, 1, 0, 1])], r"Image 7 has the box .* above 0"),
         ([0], [BOX * float("nan")], r"Image 7 has the box \[nan.* must be finite"),
         ([0], [BOX * torch.tensor([1, 1, float("inf"), 1])], r"Image 7 has the box"),
+        ([0, 1], [BOX], r"Image 7 has 2 class labels but boxes of the shape \(1, 4\)"),
+        ([0], [BOX[:3]], r"Image 7 has 1 class labels but boxes of the shape \(1, 3\)"),
         ([0] * 21, [BOX] * 21, r"Image 7 has 21 boxes but the model has only 20 queries"),
     ],
 )

@@ -479,3 +479,17 @@ def test_published_variants():
     with pytest.raises(ValueError, match="r50-dc5"):
         SapDetrConfig.from_variant("r18")
     assert SapDetrConfig.from_variant("r50", num_labels=4).num_labels == 4
+
+
+def test_other_names_of_as_many_classes_drop_the_category_ids(tmp_path):
+    names = {index: f"cat {index}" for index in range(6)}
+    tiny_model(id2label=names, category_ids=[3, 5, 7, 9, 11, 13]).save_pretrained(tmp_path)
+    as_text = {str(index): name for index, name in names.items()}
+    for same in ({}, {"id2label": names}, {"id2label": as_text}):
+        config = SapDetrForObjectDetection.from_pretrained(tmp_path, **same).config
+        assert (config.id2label, config.category_ids) == (names, [3, 5, 7, 9, 11, 13])
+    dogs = {str(index): f"dog {index}" for index in range(6)}
+    config = SapDetrForObjectDetection.from_pretrained(tmp_path, id2label=dogs).config
+    assert (config.id2label[5], config.category_ids) == ("dog 5", None)
+    config = SapDetrForObjectDetection.from_pretrained(tmp_path, id2label=dogs, category_ids=[1, 2, 3, 4, 5, 6]).config
+    assert config.category_ids == [1, 2, 3, 4, 5, 6]

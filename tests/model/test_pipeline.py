@@ -275,3 +275,19 @@ def test_attention_implementation_is_a_plain_string(model_directory, asked):
 def test_attention_without_a_place_for_the_gaussian_is_refused(model_directory, unknown):
     with pytest.raises(ValueError, match=r"does not support|is not supported"):
         AutoModelForObjectDetection.from_pretrained(model_directory, attn_implementation=unknown)
+
+
+def test_a_pipeline_batches_two_sizes_where_all_are_padded_to_one(model_directory):
+    from transformers import pipeline
+    from transformers.image_utils import SizeDict
+
+    detector = pipeline("object-detection", model=str(model_directory))
+    detector.image_processor.pad_size = SizeDict(height=192, width=192)
+    pictures = [Image.new("RGB", size, color) for size, color in (((60, 40), "red"), ((40, 60), "green"))]
+    single = [detector(picture, threshold=0.01) for picture in pictures]
+    batched = detector(pictures, threshold=0.01, batch_size=2)
+    assert all(single)
+    for alone, together in zip(single, batched, strict=True):
+        assert [each["box"] for each in together] == [each["box"] for each in alone]
+        scores = [each["score"] for each in alone]
+        assert [each["score"] for each in together] == pytest.approx(scores, abs=1e-5)

@@ -13,8 +13,8 @@ from PIL import Image
 from ..drawing import draw_detections
 from ..explain.explanation import explain_detection
 from ..explain.figures import blend_heat, heat_over_image
+from ..inference.detector import Detector, SalientDetections
 from ..inference.results import readable_detections
-from ..inference.salient_detection import SalientDetections, detect_with_points
 from ..model.image_files import ImageFileError, open_image, upright_size
 
 MAX_PIXELS = 2**26  # 0.2 GB as 8-bit RGB
@@ -56,10 +56,11 @@ class PictureDetections:
 
 
 class PictureDetector:
-    """A model and its image processor, see [`prediction.load_detector`], run for one visitor at a time."""
+    """A model and its image processor, see [`load_detector`], run for one visitor at a time."""
 
     def __init__(self, model: Any, image_processor: Any):
         self.model, self.image_processor = model, image_processor
+        self.detector = Detector(model, image_processor, LOWEST_SCORE, MOST_DETECTIONS)
         self._one_at_a_time = threading.Lock()
 
     def detect(self, path: str, name: str) -> PictureDetections:
@@ -71,7 +72,10 @@ class PictureDetector:
         image = open_picture(path, name)
         with self._one_at_a_time:
             started = time.monotonic()
-            found = detect_with_points(self.model, self.image_processor, image, LOWEST_SCORE, MOST_DETECTIONS)
+            try:
+                found = self.detector.detect(image, name)
+            except ValueError as error:
+                raise PictureError(str(error)) from error
             seconds = time.monotonic() - started
         return PictureDetections(path, name, image.size, _for_the_screen(image), found, seconds)
 

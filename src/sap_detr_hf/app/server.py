@@ -43,7 +43,7 @@ def serve(
         import gradio as gr
         from gradio import processing_utils
 
-        from ..inference.predict import load_detector
+        from ..weights.pretrained import load_detector
         from .page import build_page, example_pictures
         from .pictures import PictureDetector
 

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import gradio as gr
 
-from ..inference.predict import load_detector
-from ..weights.pretrained import needs_timm
+from ..weights.pretrained import load_detector, needs_timm
 from .page import TITLE, example_pictures
 
 SOURCE = Path(__file__).parents[2]

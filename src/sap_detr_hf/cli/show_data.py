@@ -12,7 +12,7 @@ from ..data.dataset import DetectionRows, load_detection_data
 from ..drawing import contact_sheet, draw_sample
 from ..files import prepare_folder
 from ..model.image_processing_pil_sap_detr import SapDetrImageProcessorPil
-from ..weights.pretrained import readable_model
+from ..weights.pretrained import at_size, readable_model
 
 
 def run(settings: ShowDataSettings) -> int:
@@ -24,7 +24,7 @@ def run(settings: ShowDataSettings) -> int:
     pictures = []
     for index in range(min(settings.count, len(rows))):
         sample = rows[index]
-        picture = draw_sample(sample, data.id2label, image_processor.image_mean, image_processor.image_std)
+        picture = draw_sample(sample, data.id2label, image_processor)
         picture.save(output / f"{index:04d}_image_id_{sample['labels']['image_id'].item()}.png")
         pictures.append(picture)
     contact_sheet(pictures, cell=(400, 400)).save(output / "all.png")
@@ -38,11 +38,8 @@ def _samples(settings: ShowDataSettings) -> tuple[Any, Any, Any]:
     if settings.model:
         with readable_model(settings.model):
             image_processor = AutoImageProcessor.from_pretrained(settings.model)
-    size = {
-        "shortest_edge": settings.shortest_edge or image_processor.size["shortest_edge"],
-        "longest_edge": settings.longest_edge or image_processor.size["longest_edge"],
-    }
-    image_processor.size = type(image_processor.size)(**size)
+    image_processor = at_size(image_processor, settings.shortest_edge, settings.longest_edge)
+    size = {name: image_processor.size[name] for name in ("shortest_edge", "longest_edge")}
     options = {name: getattr(settings, name) for name in ("annotations", "images", "box_format")}
     data = load_detection_data(settings.data, settings.split, **options)
     augmentation = make_augmentation(settings.augmentation, **size)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torchvision import tv_tensors
+from torchvision.ops import box_area
 from torchvision.transforms.v2 import functional as F
 
 from ..model.detection_processing import released_image_size
@@ -123,7 +124,7 @@ def sanitize(target: Target) -> Target:
     before = torch.as_tensor(boxes)  # (n, 4) x1, y1, x2, y2 in pixels
     after = torch.stack([before[:, 0::2].clamp(0, width), before[:, 1::2].clamp(0, height)], -1).flatten(1)
     keep = (after[:, 2:] > after[:, :2]).all(1)
-    share = _box_area(after) / _box_area(before).clamp(min=1e-9)
+    share = box_area(after) / box_area(before).clamp(min=1e-9)
     kept = {name: values[keep] for name, values in target.items() if name != "boxes"}
     kept["area"] = (target["area"] * share)[keep]
     return {**kept, "boxes": tv_tensors.BoundingBoxes(after[keep], format="XYXY", canvas_size=(height, width))}
@@ -153,10 +154,6 @@ def sample_randomness(seed: int, epoch: int, index: int) -> Iterator[None]:
 def _as_tensor(image: Any) -> torch.Tensor:
     # Resizing uint8 tensors is several times faster than PIL and equal to it within one grey level.
     return F.pil_to_tensor(image) if isinstance(image, Image.Image) else image
-
-
-def _box_area(boxes: torch.Tensor) -> torch.Tensor:
-    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
 
 def _between(low: int, high: int) -> int:

@@ -14,7 +14,7 @@ from sap_detr_cli.settings.train import TrainingSettings
 
 from ..drawing import contact_sheet, draw_detections
 from ..evaluation.report import evaluate_model
-from ..inference.salient_detection import detect_with_points
+from ..inference.detector import detect_with_points
 from ..model.image_files import open_image
 from ..training.loop import train
 from .digits import make_digits

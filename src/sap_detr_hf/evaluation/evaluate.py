@@ -1,9 +1,7 @@
 """Predicting a data set on any number of processes, and its COCO AP."""
 
-import contextlib
 import math
 import time
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -19,7 +17,7 @@ from tqdm.auto import tqdm
 from ..data.dataset import DetectionData, collate, image_name, open_row_image
 from ..distributed import together
 from ..evaluation_mode import evaluation_mode
-from ..model.detection_processing import released_image_size
+from ..inference.detector import Detector, SalientDetections, plan_batches, prepare_image, prepared_size
 from .coco_metric import CocoMetric, CocoResult, GroundTruth
 
 # Predictions are gathered after about this many images of each process: bounds what is in flight (8 kB an image).
@@ -96,7 +94,7 @@ def evaluate_detections(
             without padding; its config's `category_ids` say the category id of each class index (none: the index is
             the id).
         dataset: rows as in `DetectionData.dataset`; `objects` is not read.
-        image_processor: resizes, normalises and post-processes, as at prediction.
+        image_processor: resizes, normalizes and post-processes, as at prediction.
         truth: of these images, or of more.
         accelerator: several processes, and the device; without it, one process on the model's device.
         batch_size: images a batch and process.
@@ -116,7 +114,8 @@ def evaluate_detections(
     model = model.module if isinstance(model, DistributedDataParallel) else model
     images = EvaluationImages(dataset, image_processor)
     batches = plan_batches(images.processed_sizes(), batch_size, pad_batches)
-    predict = _Predictor(model, image_processor, accelerator, autocast_dtype, top_k)
+    device = None if accelerator is None else accelerator.device
+    predict = _Predictor(Detector(model, image_processor, 0.0, top_k, autocast_dtype, device))
     started = time.perf_counter()
     with evaluation_mode(model):
         for prediction in _predict_on_all_processes(predict, images, batches, accelerator, num_workers, progress):
@@ -127,33 +126,6 @@ def evaluate_detections(
     return Evaluation(
         result.metrics, result.per_class, result.precision, len(dataset), seconds, metric if is_main else None
     )
-
-
-def plan_batches(sizes: list[tuple[int, int]], batch_size: int, pad_batches: bool = False) -> list[list[int]]:
-    """Numbers of the images of each batch.
-
-    Args:
-        sizes: height and width of each image as the model gets it.
-        batch_size: images a batch.
-        pad_batches: take the images in order; otherwise a batch holds images of one size, the largest size first, so
-            that too large a batch shows at once.
-    """
-    groups = defaultdict(list)
-    for index, size in enumerate(sizes):
-        groups[(0, 0) if pad_batches else size].append(index)
-    ordered = sorted(groups.items(), key=lambda group: (-group[0][0] * group[0][1], group[0]))
-    return [indices[i : i + batch_size] for _, indices in ordered for i in range(0, len(indices), batch_size)]
-
-
-def processed_size(image_processor: Any, height: int, width: int) -> tuple[int, int]:
-    """Height and width of an image after the processor resized it, without padding."""
-    size = image_processor.size
-    if image_processor.do_resize and size.get("shortest_edge") and size.get("longest_edge"):
-        return released_image_size(height, width, size["shortest_edge"], size["longest_edge"])
-    if not image_processor.do_resize:
-        return height, width
-    blank = np.zeros((height, width, 3), dtype=np.uint8)
-    return tuple(image_processor(images=blank, do_pad=False, return_tensors="pt")["pixel_values"].shape[-2:])
 
 
 class EvaluationImages(torch.utils.data.Dataset):
@@ -175,80 +147,43 @@ class EvaluationImages(torch.utils.data.Dataset):
         error = None
         try:
             image = open_row_image(row)
-            pixel_values = self.image_processor(images=image, do_pad=False, return_tensors="pt")["pixel_values"][0]
+            inputs = prepare_image(self.image_processor, image)
         except (OSError, ValueError) as unreadable:
             error = unreadable
-            pixel_values = torch.zeros(3, *processed_size(self.image_processor, row["height"], row["width"]))
-        labels = {"image_id": row["image_id"], "orig_size": (row["height"], row["width"]), "name": image_name(row)}
-        return {"pixel_values": pixel_values, "labels": {**labels, "error": error}}
+            size = prepared_size(self.image_processor, row["height"], row["width"])
+            inputs = {"pixel_values": torch.zeros(3, *size)}
+        name = f"{image_name(row)} (image id {row['image_id']})"
+        labels = {"image_id": row["image_id"], "size": (row["width"], row["height"]), "name": name, "error": error}
+        return {**inputs, "labels": labels}
 
     def processed_sizes(self) -> list[tuple[int, int]]:
         """Height and width of every image as the model gets it, from the rows' sizes alone."""
         originals = list(zip(self.dataset["height"], self.dataset["width"], strict=True))
-        sizes = {original: processed_size(self.image_processor, *original) for original in set(originals)}
+        sizes = {original: prepared_size(self.image_processor, *original) for original in set(originals)}
         return [sizes[original] for original in originals]
 
 
 class _Predictor:
-    """Detections of a batch of `EvaluationImages`."""
+    """Predictions of a batch of `EvaluationImages`."""
 
-    def __init__(
-        self,
-        model: torch.nn.Module,
-        image_processor: Any,
-        accelerator: Accelerator | None,
-        autocast_dtype: torch.dtype | None,
-        top_k: int,
-    ):
-        self.model = model
-        parameter = next(model.parameters())
-        self.device = parameter.device if accelerator is None else accelerator.device
-        self.dtype = parameter.dtype
-        self.post_process = image_processor.post_process_object_detection
-        self.autocast_dtype = autocast_dtype
-        self.top_k = top_k
-        category_ids = getattr(model.config, "category_ids", None)
+    def __init__(self, detector: Detector):
+        self.detector = detector
+        category_ids = getattr(detector.model.config, "category_ids", None)
         self.category_ids = None if category_ids is None else np.array(category_ids, dtype=np.int64)
 
-    @torch.no_grad()
     def __call__(self, batch: dict[str, Any]) -> list[ImagePrediction | Exception]:
         """Per image its detections, or why there are none."""
-        pixel_values = batch["pixel_values"].to(self.device, self.dtype, non_blocking=True)  # (B, 3, H, W)
-        pixel_mask = batch["pixel_mask"]  # (B, H, W)
-        # Attention without a mask is faster
-        pixel_mask = None if pixel_mask.all() else pixel_mask.to(self.device, non_blocking=True)
-        with self._autocast():
-            outputs = self.model(pixel_values=pixel_values, pixel_mask=pixel_mask)
         labels = batch["labels"]
-        found = self.post_process(
-            outputs, threshold=0.0, target_sizes=[label["orig_size"] for label in labels], top_k=self.top_k
-        )
-        finite = outputs.logits.isfinite().flatten(1).all(1) & outputs.pred_boxes.isfinite().flatten(1).all(1)
+        found = self.detector(batch, [label["size"] for label in labels], [label["name"] for label in labels])
         return [
-            label["error"] or (self._prediction(label, detections) if ok else _not_finite(label))
-            for label, detections, ok in zip(labels, found, finite.tolist(), strict=True)
+            label["error"] or (each if isinstance(each, ValueError) else self._prediction(label["image_id"], each))
+            for label, each in zip(labels, found, strict=True)
         ]
 
-    def _autocast(self) -> contextlib.AbstractContextManager:
-        if self.autocast_dtype is None:
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=self.autocast_dtype)
-
-    def _prediction(self, label: dict[str, Any], detections: dict[str, torch.Tensor]) -> ImagePrediction:
-        corners = detections["boxes"].float()  # (n, 4) x1, y1, x2, y2
-        boxes = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], dim=1)  # (n, 4) x, y, width, height
-        indices = detections["labels"].cpu().numpy()  # (n,)
-        category_ids = indices if self.category_ids is None else self.category_ids[indices]
-        return ImagePrediction(
-            label["image_id"], boxes.cpu().numpy(), detections["scores"].float().cpu().numpy(), category_ids
-        )
-
-
-def _not_finite(label: dict[str, Any]) -> ValueError:
-    return ValueError(
-        f"The model's output for {label['name']} (image id {label['image_id']}) is not finite: its weights are broken "
-        "(a diverged training), or its type has too small a range (try float32 or bfloat16)"
-    )
+    def _prediction(self, image_id: int, found: SalientDetections) -> ImagePrediction:
+        classes = found.classes.numpy()  # (n,)
+        category_ids = classes if self.category_ids is None else self.category_ids[classes]
+        return ImagePrediction(image_id, found.coco_boxes.numpy(), found.scores.numpy(), category_ids)
 
 
 def _predict_on_all_processes(
@@ -264,7 +199,7 @@ def _predict_on_all_processes(
     rounds = math.ceil(len(batches) / world)
     mine = batches[rank::world]
     # Sharded models (FSDP) must run in step: where no batch is left, one is run again and its result dropped.
-    loader = _loader(images, mine + [batches[0]] * (rounds - len(mine)), num_workers, predict.device)
+    loader = _loader(images, mine + [batches[0]] * (rounds - len(mine)), num_workers, predict.detector.device)
     rounds_per_gather = max(1, IMAGES_PER_GATHER // max(len(batch) for batch in batches))
     waiting: list[ImagePrediction | Exception] = []
     for done, batch in enumerate(_with_progress(loader, rounds, progress and rank == 0), start=1):

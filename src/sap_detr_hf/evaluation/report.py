@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from matplotlib.figure import Figure
 from PIL import Image
+from torchvision.ops import box_convert
 
 from sap_detr_cli.settings.evaluate import EvaluationSettings
 
@@ -22,7 +23,7 @@ from ..drawing import contact_sheet, draw_detections
 from ..environment import hardware_name, software_versions, tf32_settings
 from ..files import prepare_folder, whole_file
 from ..markdown_table import markdown_table
-from ..weights.pretrained import AUTOCAST_DTYPES, check_device_and_dtype, load_pretrained
+from ..weights.pretrained import AUTOCAST_DTYPES, at_size, check_device_and_dtype, load_pretrained
 from .coco_metric import METRIC_NAMES, CocoMetric
 from .evaluate import Evaluation, evaluate_detections, ground_truth
 from .mistakes import MATCH_IOU, ThresholdCurve, count_mistakes, threshold_curve
@@ -113,9 +114,7 @@ def check_images_exist(dataset: Any) -> None:
 
 def _prepare(settings: EvaluationSettings) -> tuple[torch.nn.Module, Any, DetectionData]:
     model, image_processor = load_pretrained(settings.model)
-    wanted = {"shortest_edge": settings.shortest_edge, "longest_edge": settings.longest_edge}
-    size = {**dict(image_processor.size), **{key: value for key, value in wanted.items() if value is not None}}
-    image_processor = type(image_processor).from_dict({**image_processor.to_dict(), "size": size})
+    image_processor = at_size(image_processor, settings.shortest_edge, settings.longest_edge)
     data = load_detection_data(
         settings.data,
         settings.split,
@@ -253,9 +252,8 @@ def _truth_beside_detections(row: Mapping[str, Any], predictions: CocoMetric) ->
     return contact_sheet([left, right], columns=2)
 
 
-def _corners(boxes: np.ndarray) -> np.ndarray:
-    """x, y, width, height -> x1, y1, x2, y2, (n, 4)."""
-    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+def _corners(boxes: np.ndarray) -> torch.Tensor:
+    return box_convert(torch.from_numpy(boxes), "xywh", "xyxy")
 
 
 def _per_cent(value: float) -> str:

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from transformers.image_transforms import corners_to_center_format
 
 from ..evaluation_mode import evaluation_mode
-from ..inference.salient_detection import SalientDetections, label_name, salient_detections
-from ..model.loss import LayerPredictions, match_queries, pad_targets
+from ..inference.detector import Detector, SalientDetections, label_name, prepare_batch
+from ..model.loss import LayerPredictions, corners_from_boxes, match_queries, pad_targets
 from ..model.modeling_sap_detr import SapDetrForObjectDetection
 
 
@@ -124,35 +125,25 @@ def explain_detection(
     if not -depth <= layer < depth:
         raise ValueError(f"layer is {layer}, but the model has the decoder layers 0 to {depth - 1}.")
     layer %= depth
-    inputs = image_processor(images=[image], return_tensors="pt").to(model.device, model.dtype)
+    detector = Detector(model, image_processor, threshold)
+    inputs = prepare_batch(image_processor, image)
     with _observed(model, layer) as seen:
-        outputs = model(**inputs)
+        outputs = detector.run(inputs)
         predictions = model.predict(outputs, 0)  # per layer, (D, 1, N, ·)
-    detections = salient_detections(outputs, [image.size], model.config.id2label, threshold)[0]
+    (detections,) = detector.read(outputs, [image.size], ["the image"])
+    if isinstance(detections, ValueError):
+        raise detections
     query, class_index = _chosen(outputs.logits[0], detections, detection, query, threshold)
-    boxes, points = _layer_boxes(predictions, image.size)
-    entered_points = torch.stack([seen[i]["points"][0] for i in range(depth)])[:, query]  # (D, 2)
-    entered_sides = torch.stack([seen[i]["sides"][0] for i in range(depth)])[:, query]  # (D, 4)
-    rows, columns = seen[layer]["map_shape"]
-    map_size = _map_size(inputs, image)
-    token_size = np.array(map_size, dtype=np.float32) / [columns, rows]
+    logits = predictions["logits"][:, 0, query, class_index]  # (D,)
     return Explanation(
         image=image,
         detections=detections,
         query=query,
         label=label_name(model.config.id2label, class_index),
         layer=layer,
-        scores=_array(predictions["logits"][:, 0, query, class_index].sigmoid()),
-        points=points[:, query],
-        boxes=boxes[:, query],
-        sides=np.concatenate([points - boxes[..., :2], boxes[..., 2:] - points], axis=-1)[:, query],
-        entered_points=_array(entered_points) * _scale(image, 1),
-        entered_sides=_array(entered_sides) * _scale(image, 2),
-        gaussian=_array(seen[layer]["gaussian"][0, :, query].float().exp()).reshape(-1, rows, columns),
-        gaussian_centres=_array(seen[layer]["centres"][0, query]) * token_size,
-        gaussian_widths=_array(seen[layer]["widths"][0, query]) * token_size,
-        attention=_array(seen[layer]["attention"][0, :, query]).reshape(-1, rows, columns),
-        map_size=map_size,
+        scores=_array(logits.sigmoid()),
+        **_course(predictions, seen, query, image),
+        **_maps(seen[layer], query, _map_size(inputs, image)),
         **_grid(model, image),
     )
 
@@ -175,11 +166,11 @@ def explain_matching(
     """
     corners = torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4)
     scaled = corners / torch.from_numpy(_scale(image, 2)).float()
-    target = torch.cat([(scaled[:, :2] + scaled[:, 2:]) / 2, scaled[:, 2:] - scaled[:, :2]], dim=-1)  # cx, cy, w, h
-    labels = [{"class_labels": torch.as_tensor(classes, dtype=torch.int64).reshape(-1), "boxes": target}]
-    inputs = image_processor(images=[image], return_tensors="pt").to(model.device, model.dtype)
+    centers: Any = corners_to_center_format(scaled)  # type: ignore[arg-type]  # transformers' own type of tensors
+    labels = [{"class_labels": torch.as_tensor(classes, dtype=torch.int64).reshape(-1), "boxes": centers}]
+    outputs = Detector(model, image_processor).run(prepare_batch(image_processor, image))
     with evaluation_mode(model):
-        predictions = model.predict(model(**inputs), 0)
+        predictions = model.predict(outputs, 0)
     layers = LayerPredictions(
         predictions["logits"].float(),
         predictions["pred_boxes"].float(),
@@ -269,10 +260,38 @@ def _gaussian_shape(
 def _layer_boxes(predictions: dict[str, torch.Tensor], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Boxes (D, N, 4) x1, y1, x2, y2 and points (D, N, 2) in pixels, of a batch of one image."""
     scale = np.array(size, dtype=np.float32)
-    boxes = _array(predictions["pred_boxes"][:, 0])  # (D, N, 4) cx, cy, w, h in [0, 1]
-    centre, extent = boxes[..., :2], boxes[..., 2:]
-    corners = np.concatenate([(centre - extent / 2) * scale, (centre + extent / 2) * scale], axis=-1)
-    return corners, _array(predictions["pred_points"][:, 0]) * scale
+    boxes = corners_from_boxes(predictions["pred_boxes"][:, 0].float())  # (D, N, 4) in [0, 1]
+    return _array(boxes) * np.tile(scale, 2), _array(predictions["pred_points"][:, 0]) * scale
+
+
+def _course(
+    predictions: dict[str, torch.Tensor], seen: list[dict[str, Any]], query: int, image: Image.Image
+) -> dict[str, Any]:
+    """Points, boxes and sides of a query at every layer, and those that each layer started from, in pixels."""
+    boxes, points = (values[:, query] for values in _layer_boxes(predictions, image.size))
+    entered_points, entered_sides = (
+        _array(torch.stack([layer[name][0, query] for layer in seen])) for name in ("points", "sides")
+    )
+    return {
+        "points": points,
+        "boxes": boxes,
+        "sides": np.concatenate([points - boxes[:, :2], boxes[:, 2:] - points], axis=-1),
+        "entered_points": entered_points * _scale(image, 1),
+        "entered_sides": entered_sides * _scale(image, 2),
+    }
+
+
+def _maps(seen: dict[str, Any], query: int, map_size: tuple[float, float]) -> dict[str, Any]:
+    """The Gaussian and the attention of a query in the observed layer."""
+    rows, columns = seen["map_shape"]
+    token_size = np.array(map_size, dtype=np.float32) / [columns, rows]
+    return {
+        "gaussian": _array(seen["gaussian"][0, :, query].float().exp()).reshape(-1, rows, columns),
+        "gaussian_centres": _array(seen["centres"][0, query]) * token_size,
+        "gaussian_widths": _array(seen["widths"][0, query]) * token_size,
+        "attention": _array(seen["attention"][0, :, query]).reshape(-1, rows, columns),
+        "map_size": map_size,
+    }
 
 
 def _grid(model: SapDetrForObjectDetection, image: Image.Image) -> dict[str, Any]:

@@ -7,9 +7,8 @@ from typing import Any
 from sap_detr_cli.settings.explain import ExplanationSettings
 
 from ..files import prepare_folder
-from ..inference.predict import load_detector
 from ..inference.sources import InputImages
-from ..weights.pretrained import check_device_and_dtype
+from ..weights.pretrained import check_device_and_dtype, load_detector
 from .explanation import Explanation, MatchingExplanation, explain_detection, explain_matching
 from .figures import (
     draw_attention,

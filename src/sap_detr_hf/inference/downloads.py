@@ -5,6 +5,8 @@ import urllib.error
 import urllib.request
 from http.client import HTTPException, HTTPResponse
 
+from ..messages import first_line
+
 TIMEOUT = 20.0  # seconds
 MAX_BYTES = 64 * 2**20
 MAX_REDIRECTIONS = 5
@@ -35,14 +37,14 @@ def download(url: str, timeout: float = TIMEOUT, max_bytes: int = MAX_BYTES) -> 
     except TooLarge:
         raise
     except urllib.error.HTTPError as error:
-        raise OSError(f"{url}: the server answered {error.code} {_one_line(error.reason)}.") from error
+        raise OSError(f"{url}: the server answered {error.code} {first_line(error.reason)}.") from error
     except TimeoutError as error:
         raise OSError(f"{url}: not complete within {timeout:g} seconds.") from error
     except (OSError, HTTPException, ValueError) as error:  # ValueError: an address that is none
         reason = getattr(error, "reason", error)
         if isinstance(reason, TimeoutError):
             raise OSError(f"{url}: no answer within {timeout:g} seconds.") from error
-        raise OSError(f"{url}: cannot be fetched ({_one_line(reason)}).") from error
+        raise OSError(f"{url}: cannot be fetched ({first_line(reason)}).") from error
 
 
 class TooLarge(OSError):
@@ -84,7 +86,3 @@ def _read(response: HTTPResponse, url: str, deadline: float, timeout: float, max
     if len(content) < announced:
         raise OSError(f"cut off after {len(content)} of {announced} bytes")
     return bytes(content)
-
-
-def _one_line(reason: object) -> str:
-    return str(reason).strip().splitlines()[0] if str(reason).strip() else type(reason).__name__

@@ -1,8 +1,7 @@
 """Predicting any number of images: opened ahead, batched by size, written one by one."""
 
-import contextlib
 import sys
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -18,9 +17,9 @@ from sap_detr_cli.settings.predict import PredictionSettings
 
 from ..files import prepare_folder
 from ..model.modeling_sap_detr import SapDetrForObjectDetection
-from ..weights.pretrained import AUTOCAST_DTYPES, check_device_and_dtype, load_pretrained
+from ..weights.pretrained import AUTOCAST_DTYPES, check_device_and_dtype, load_detector
+from .detector import Detector, SalientDetections, plan_batches, prepare_image
 from .results import FILES, PICTURES, PredictionResults
-from .salient_detection import SalientDetections, salient_detections
 from .sources import InputImage, InputImages
 
 CANDIDATES = 300  # best detections of an image that suppression chooses from, as many as in the released evaluation
@@ -52,7 +51,7 @@ class PreparedImage:
         source: where it comes from.
         number: its place among all images, from 1.
         image: upright RGB.
-        inputs: `pixel_values` (1, 3, height, width) and `pixel_mask` (1, height, width) from the image processor.
+        inputs: see [`prepare_image`].
         error: why there is no image.
     """
 
@@ -106,26 +105,6 @@ def predict(settings: PredictionSettings) -> PredictionSummary:
     return summary
 
 
-def load_detector(name: str, device: str = "auto") -> tuple[SapDetrForObjectDetection, Any]:
-    """A saved SAP-DETR in float32, in evaluation mode, and its image processor.
-
-    Args:
-        name: model directory or Hub id.
-        device: "auto" takes CUDA where there is a device.
-
-    Raises:
-        OSError: there is no such model.
-        ValueError: it is no complete SAP-DETR.
-    """
-    model, image_processor = load_pretrained(name)
-    if not isinstance(model, SapDetrForObjectDetection):
-        raise ValueError(f"{name} is a model of the type {model.config.model_type}, not sap_detr.")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    model.to(device)  # type: ignore[arg-type]  # transformers' decorator hides the signature
-    return model.eval(), image_processor
-
-
 class Predictor:
     """Detections of any number of images, with a bounded number of them in memory.
 
@@ -133,9 +112,14 @@ class Predictor:
     """
 
     def __init__(self, model: SapDetrForObjectDetection, image_processor: Any, settings: PredictionSettings):
-        self.model = model
-        self.image_processor = image_processor
         self.settings = settings
+        self.detector = Detector(
+            model,
+            image_processor,
+            threshold=settings.threshold,
+            top_k=max(settings.top_k, CANDIDATES),
+            autocast_dtype=AUTOCAST_DTYPES[settings.dtype],
+        )
 
     def predict(self, sources: Iterable[InputImage]) -> Iterator[tuple[PreparedImage, SalientDetections | Exception]]:
         """Each image with its detections, or why there are none, in the order of the sources."""
@@ -145,11 +129,13 @@ class Predictor:
         prepared = self._prepared(sources, ahead=window)
         while images := list(islice(prepared, window)):
             found: dict[int, SalientDetections | Exception] = {}
-            for batch in plan_batches(images, batch_size):
-                found |= zip((image.number for image in batch), self._detect(batch), strict=True)
+            ready = [image for image in images if image.error is None]
+            sizes = [tuple(image.inputs["pixel_values"].shape[-2:]) for image in ready]
+            for batch in plan_batches(sizes, batch_size):
+                found |= zip((ready[i].number for i in batch), self._detect([ready[i] for i in batch]), strict=True)
             for image in images:
                 yield image, image.error or found[image.number]
-            del images  # before the next ones come
+            del images, ready  # before the next ones come
 
     def _prepared(self, sources: Iterable[InputImage], ahead: int) -> Iterator[PreparedImage]:
         """Open and resize in threads, at most `ahead` images more than were asked for."""
@@ -172,51 +158,23 @@ class Predictor:
     def _prepare(self, number: int, source: InputImage) -> PreparedImage:
         try:
             image = source.load()
-            inputs = self.image_processor(images=image, return_tensors="pt")
+            inputs = prepare_image(self.detector.image_processor, image)
         except (OSError, ValueError) as error:
             return PreparedImage(source, number, error=error)
-        return PreparedImage(source, number, image, dict(inputs))
+        return PreparedImage(source, number, image, inputs)
 
-    @torch.no_grad()
-    def _detect(self, batch: list[PreparedImage]) -> list[SalientDetections | Exception]:
+    def _detect(self, batch: list[PreparedImage]) -> list[SalientDetections | ValueError]:
         """Detections of images of one size."""
-        inputs = {name: torch.cat([image.inputs[name] for image in batch]) for name in batch[0].inputs}
-        if "pixel_mask" in inputs and inputs["pixel_mask"].all():
-            del inputs["pixel_mask"]  # attention without a mask is faster
-        with self._autocast():
-            outputs = self.model(**{name: values.to(self.model.device) for name, values in inputs.items()})
+        inputs = {name: torch.stack([image.inputs[name] for image in batch]) for name in batch[0].inputs}
         sizes = [image.image.size for image in batch if image.image is not None]
-        found = salient_detections(
-            outputs,
-            sizes,
-            self.model.config.id2label,
-            self.settings.threshold,
-            max(self.settings.top_k, CANDIDATES),
-        )
-        finite = outputs.logits.isfinite().flatten(1).all(1) & outputs.pred_boxes.isfinite().flatten(1).all(1)
-        return [
-            self._chosen(detections) if ok else _not_finite(image)
-            for image, detections, ok in zip(batch, found, finite.tolist(), strict=True)
-        ]
-
-    def _autocast(self) -> contextlib.AbstractContextManager:
-        dtype = AUTOCAST_DTYPES[self.settings.dtype]
-        return contextlib.nullcontext() if dtype is None else torch.autocast(self.model.device.type, dtype=dtype)
+        found = self.detector(inputs, sizes, [image.source.name for image in batch])
+        return [each if isinstance(each, ValueError) else self._chosen(each) for each in found]
 
     def _chosen(self, detections: SalientDetections) -> SalientDetections:
         if self.settings.nms is not None:
             keep = _suppression()(detections.boxes, detections.scores, detections.classes, self.settings.nms)
             detections = detections.select(keep)  # best first
         return detections.select(torch.arange(min(self.settings.top_k, len(detections))))
-
-
-def plan_batches(images: list[PreparedImage], batch_size: int) -> list[list[PreparedImage]]:
-    """Groups of at most `batch_size` images of one size as the model gets it; what has an error is left out."""
-    groups = defaultdict(list)
-    for image in images:
-        if image.error is None:
-            groups[image.inputs["pixel_values"].shape].append(image)
-    return [group[i : i + batch_size] for group in groups.values() for i in range(0, len(group), batch_size)]
 
 
 def _suppression() -> Any:
@@ -234,13 +192,6 @@ def _check_outside(inputs: list[str], output: Path) -> None:
     for name in inputs:
         if Path(name).exists() and Path(name).resolve().is_relative_to(output.resolve()):
             raise ValueError(f"{name} lies in the output folder {output}: name another folder for the results.")
-
-
-def _not_finite(image: PreparedImage) -> ValueError:
-    return ValueError(
-        f"{image.source.name}: the model's output is not finite: its weights are broken (a diverged training), or its "
-        "type has too small a range (try float32 or bfloat16)."
-    )
 
 
 def _report(summary: PredictionSummary, source: InputImage, error: Exception) -> None:

@@ -9,7 +9,7 @@ from typing import Any, TextIO
 from PIL import Image
 
 from ..drawing import draw_detections
-from .salient_detection import SalientDetections
+from .detector import SalientDetections
 from .sources import InputImage, short_name
 
 FILES = ("detections.jsonl", "predictions.json", "failed.jsonl")
@@ -84,11 +84,10 @@ class PredictionResults:
 
     def _coco_results(self, image_id: int, found: SalientDetections) -> list[dict[str, Any]]:
         results = []
-        for index, score, (x1, y1, x2, y2) in zip(
-            found.classes.tolist(), found.scores.tolist(), found.boxes.tolist(), strict=True
-        ):
+        # Unrounded: the same AP as scripts/evaluate.py
+        columns = found.classes.tolist(), found.scores.tolist(), found.coco_boxes.tolist()
+        for index, score, box in zip(*columns, strict=True):
             category_id = index if self.category_ids is None else self.category_ids[index]
-            box = [x1, y1, x2 - x1, y2 - y1]  # unrounded: the same AP as `sap-detr evaluate`
             results.append({"image_id": image_id, "category_id": category_id, "bbox": box, "score": score})
         return results
 

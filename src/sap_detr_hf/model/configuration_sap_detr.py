@@ -180,8 +180,9 @@ class SapDetrConfig(PreTrainedConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
         """As in transformers; what is saved gives way to `kwargs` that it does not go with.
 
-        These are the `category_ids` where the number of classes changes, and one of `query_grid` and `num_queries`
-        where the other changes. A saved field that this version does not have is kept, with a warning.
+        These are the `category_ids` where the number of classes or a name changes, and one of `query_grid` and
+        `num_queries` where the other changes. Indices in `id2label` may be text, as JSON has them. A saved field that
+        this version does not have is kept, with a warning.
         """
         if unknown := sorted(_unknown_fields(cls, config_dict) - SAVED_BESIDE):
             logger.warning_once(
@@ -189,7 +190,11 @@ class SapDetrConfig(PreTrainedConfig):
                 f"{cls.__name__} does not know and does not use: the model may come from a newer version."
             )
         saved = config_dict.get("id2label") or {0: "LABEL_0", 1: "LABEL_1"}  # transformers does not save its default
-        if kwargs.get("num_labels", len(kwargs.get("id2label", saved))) != len(saved):
+        saved = {int(index): name for index, name in saved.items()}
+        if kwargs.get("id2label") is not None:
+            kwargs["id2label"] = {int(index): name for index, name in kwargs["id2label"].items()}
+        wanted = kwargs.get("id2label") or saved
+        if kwargs.get("num_labels", len(wanted)) != len(saved) or wanted != saved:
             config_dict = {**config_dict, "category_ids": None}
         if "query_grid" in kwargs or "num_queries" in kwargs:
             config_dict = {**config_dict, **{name: kwargs.get(name) for name in ("query_grid", "num_queries")}}

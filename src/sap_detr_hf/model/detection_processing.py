@@ -3,13 +3,13 @@
 import math
 import operator
 import os
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
+from transformers.image_transforms import center_to_corners_format
 from transformers.image_utils import (
     AnnotationFormat,
     ChannelDimension,
@@ -68,6 +68,10 @@ class SapDetrDetectionProcessing(BaseImageProcessor):
             image = np.array(image)
             image = image[..., None] if image.ndim == 2 else image
             input_data_format = ChannelDimension.LAST
+        elif kwargs.get("do_rescale") and kwargs.get("rescale_factor", 0) >= 1 / 256:  # meant for values up to 255
+            image = eight_bit_scale(image)
+        if isinstance(image, np.ndarray) and min(image.strides) < 0:
+            image = np.ascontiguousarray(image)  # PyTorch knows no negative strides
         image = super().process_image(
             image, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format, **kwargs
         )
@@ -84,7 +88,9 @@ class SapDetrDetectionProcessing(BaseImageProcessor):
         """Turn images, and COCO annotations if given, into the model's input.
 
         Args:
-            images: one or several of PIL image, array or tensor (see the base class), path, URL.
+            images: one or several of PIL image, array or tensor (see the base class), path, URL. Arrays and tensors may
+                be grey (height, width). Where `do_rescale` is on they hold values of [0, 255], floats of [0, 1],
+                booleans or 16-bit unsigned integers; the last three are scaled to 8 bits.
             annotations: per image `{"image_id": int, "annotations": [{"bbox": [x, y, width, height] in pixels of the
                 upright image, "category_id": int, "area": float, "iscrowd": 0 or 1}, ...]}`. Boxes are clipped to the
                 image. Crowd regions and boxes without width or height are dropped. An absent area is the box's.
@@ -98,13 +104,16 @@ class SapDetrDetectionProcessing(BaseImageProcessor):
             width) before and after resizing, without padding, `area` (n,) in pixels of `size`, `iscrowd` (n,), all 0.
 
         Raises:
-            ValueError: an annotation lacks a key or its numbers are unusable (names image_id and annotation).
+            ValueError: there are no images, an array's values are in none of these ranges, or an annotation lacks a key
+                or has unusable numbers (names image_id and annotation).
             ImageFileError: a file is broken, too large, or no image.
         """
         annotation_format = AnnotationFormat(kwargs.get("format") or self.format)
         if annotations is not None and annotation_format == AnnotationFormat.COCO_DETECTION:
             targets = [annotations] if isinstance(annotations, dict) else annotations
             annotations = [checked_coco_target(target) for target in targets]
+        last = kwargs.get("input_data_format") in (ChannelDimension.LAST, ChannelDimension.LAST.value)
+        images = with_channel_axis(images, -1 if last else 0)
         return super().preprocess(images, annotations, return_segmentation_masks, masks_path, **kwargs)
 
     def prepare_annotation(self, *args, **kwargs) -> dict:
@@ -161,18 +170,78 @@ class SapDetrDetectionProcessing(BaseImageProcessor):
             top_k: detections kept at most, before the threshold.
 
         Returns:
-            Per image `scores` (n,) in falling order, `labels` (n,), `boxes` (n, 4) as x1, y1, x2, y2.
+            Per image `scores` (n,) in falling order, `labels` (n,), `boxes` (n, 4) as x1, y1, x2, y2, `queries` (n,),
+            the query of each detection, and where the outputs have `pred_points`, `points` (n, 2) as x, y.
 
         Raises:
             ValueError: the number of target sizes is not the batch size.
         """
-        logits, pred_boxes = outputs.logits.float().contiguous(), outputs.pred_boxes.float()
-        outputs = SimpleNamespace(logits=logits, pred_boxes=pred_boxes)
-        if target_sizes is not None and not isinstance(target_sizes, torch.Tensor):
-            target_sizes = list(target_sizes)
-        return super().post_process_object_detection(  # type: ignore[misc]
-            outputs, threshold, target_sizes, top_k
+        batch, _, classes = outputs.logits.shape
+        if target_sizes is not None and len(target_sizes) != batch:
+            raise ValueError(
+                f"There are {batch} images but {len(target_sizes)} target sizes: give one (height, width) each."
+            )
+        scores, index = outputs.logits.float().sigmoid().flatten(1).topk(min(top_k, outputs.logits[0].numel()), dim=1)
+        positions: dict[str, Any] = {"boxes": center_to_corners_format(outputs.pred_boxes.float())}
+        if getattr(outputs, "pred_points", None) is not None:
+            positions["points"] = outputs.pred_points.float()
+        found = []
+        for image in range(batch):
+            above = scores[image] > threshold
+            queries, labels = index[image][above] // classes, index[image][above] % classes
+            result = {"scores": scores[image][above], "labels": labels, "queries": queries}
+            for name, values in positions.items():
+                values = values[image, queries]
+                if target_sizes is not None:
+                    height, width = target_sizes[image]
+                    values = values * values.new_tensor([width, height] * (values.shape[-1] // 2))
+                result[name] = values
+            found.append(result)
+        return found
+
+
+def with_channel_axis(images: Any, axis: int) -> Any:
+    """Images, of which grey arrays and tensors (height, width) get an axis for their one channel.
+
+    Raises:
+        ValueError: a list is empty.
+    """
+    if isinstance(images, (list, tuple)):
+        if not images:
+            raise ValueError("There are no images: the list is empty.")
+        return [with_channel_axis(image, axis) for image in images]
+    if isinstance(images, torch.Tensor):
+        return images.unsqueeze(axis) if images.ndim == 2 else images
+    return np.expand_dims(images, axis) if isinstance(images, np.ndarray) and images.ndim == 2 else images
+
+
+def eight_bit_scale(image: Any) -> Any:
+    """An array or tensor whose white is 255: booleans, 16-bit unsigned integers and floats in [0, 1] become uint8.
+
+    Raises:
+        ValueError: it has no pixels, or values outside [0, 255] that do not say what white is.
+    """
+    if 0 in image.shape:
+        raise ValueError(f"An image of the shape {tuple(image.shape)} has no pixels.")
+    kind = str(image.dtype).removeprefix("torch.")
+    if kind == "uint8":
+        return image
+    if kind.startswith("complex"):
+        raise ValueError(f"An image of {kind} numbers cannot be read.")
+    values: Any = image.float() if isinstance(image, torch.Tensor) else image.astype(np.float32)
+    lowest, highest = float(values.min()), float(values.max())
+    white = {"bool": 1, "uint16": 65535}.get(kind, 255)
+    if "float" in kind and lowest >= 0 and highest <= 1:
+        white = 1
+    if not (lowest >= 0 and highest <= white):  # also where they are NaN
+        raise ValueError(
+            f"An image of the type {kind} has values from {lowest:g} to {highest:g}: scale it to [0, 255] or, as "
+            "floats, to [0, 1]; or set do_rescale=False where it is scaled as the model wants it."
         )
+    if white == 255:
+        return values if kind == "bfloat16" else image  # NumPy has no bfloat16
+    scaled = (values * (255 / white)).round()
+    return scaled.byte() if isinstance(image, torch.Tensor) else scaled.astype(np.uint8)
 
 
 def released_image_size(height: int, width: int, shortest_edge: int, longest_edge: int) -> tuple[int, int]:
@@ -205,14 +274,14 @@ def checked_coco_target(target: dict) -> dict:
     if not isinstance(target, dict) or not isinstance(target.get("annotations"), (list, tuple)):
         raise ValueError(
             'The annotations of an image must be a dict {"image_id": int, "annotations": [COCO annotation, ...]}, '
-            f"got {_shortened(target)}."
+            f"got {shortened(repr(target))}."
         )
     image_id = _integer(target.get("image_id"), "image_id", "The annotations of an image")
     annotations = []
     for index, annotation in enumerate(target["annotations"]):
         place = f"image_id {image_id}, annotation {index}"
         if not isinstance(annotation, dict):
-            raise ValueError(f"{place}: must be a dict with bbox and category_id, got {_shortened(annotation)}.")
+            raise ValueError(f"{place}: must be a dict with bbox and category_id, got {shortened(repr(annotation))}.")
         if not annotation.get("iscrowd"):
             place = f"{place} (id {annotation['id']})" if "id" in annotation else place
             annotations.append(_checked_annotation(annotation, place))
@@ -244,7 +313,7 @@ def _finite_numbers(values: Any, count: int, rule: str, place: str) -> list[floa
     except (TypeError, ValueError):
         numbers = []
     if len(numbers) != count or not all(math.isfinite(number) for number in numbers):
-        raise ValueError(f"{place}: {rule}, got {_shortened(values)}.")
+        raise ValueError(f"{place}: {rule}, got {shortened(repr(values))}.")
     return numbers
 
 
@@ -252,9 +321,9 @@ def _integer(value: Any, name: str, place: str) -> int:
     try:
         return operator.index(value)
     except TypeError:
-        raise ValueError(f"{place}: {name} must be an integer, got {_shortened(value)}.") from None
+        raise ValueError(f"{place}: {name} must be an integer, got {shortened(repr(value))}.") from None
 
 
-def _shortened(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 100 else f"{text[:100]}..."
+def shortened(text: str, limit: int = 100) -> str:
+    """The first `limit` characters of a text, followed by dots where it is longer."""
+    return text if len(text) <= limit else f"{text[:limit]}..."

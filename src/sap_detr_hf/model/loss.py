@@ -80,6 +80,12 @@ def points_outside(points: torch.Tensor, corners: torch.Tensor) -> torch.Tensor:
 
 def pad_targets(labels: list[dict[str, torch.Tensor]], num_labels: int, device: torch.device) -> PaddedTargets:
     """Labels of a batch -> rectangular tensors on `device`, without looking at their values."""
+    for label in labels:
+        if 4 * len(label["class_labels"]) != label["boxes"].numel():
+            raise ValueError(
+                f"{_image_name(label)} has {len(label['class_labels'])} class labels but boxes of the shape "
+                f"{tuple(label['boxes'].shape)}: it needs one box (center x, center y, width, height) for each."
+            )
     counts = [len(label["class_labels"]) for label in labels]
     classes = nn.utils.rnn.pad_sequence([label["class_labels"] for label in labels], batch_first=True)
     classes = classes.to(device).long()  # (B, T)

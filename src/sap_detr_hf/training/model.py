@@ -15,7 +15,7 @@ from ..evaluation_mode import evaluation_mode
 from ..model.configuration_sap_detr import SapDetrConfig, check_field_names
 from ..model.image_processing_sap_detr import SapDetrImageProcessor
 from ..model.modeling_sap_detr import SapDetrForObjectDetection
-from ..weights.pretrained import readable_model
+from ..weights.pretrained import at_size, readable_model
 from .optimization import freeze_parameters
 
 
@@ -75,13 +75,7 @@ def build_image_processor(settings: TrainingSettings) -> BaseImageProcessor:
             processor = AutoImageProcessor.from_pretrained(settings.model)
     else:
         processor = SapDetrImageProcessor()
-    size = dict(processor.size)
-    size.update({key: value for key, value in _wanted_size(settings).items() if value is not None})
-    return type(processor).from_dict({**processor.to_dict(), "size": size})
-
-
-def _wanted_size(settings: TrainingSettings) -> dict[str, int | None]:
-    return {"shortest_edge": settings.shortest_edge, "longest_edge": settings.longest_edge}
+    return at_size(processor, settings.shortest_edge, settings.longest_edge)
 
 
 def _model_to_fine_tune(settings: TrainingSettings, data: DetectionData) -> PreTrainedModel:

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from ..messages import first_line
 from .released_names import resnet_name
 
 # What follows the last feature map: the classifier, and EfficientNet's 1x1 convolution and norm before it.
@@ -65,14 +66,14 @@ def _read(source: str | Path) -> dict[str, torch.Tensor]:
             path = Path(hf_hub_download(str(source), "model.safetensors"))
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
             raise FileNotFoundError(
-                f"{source} is neither a file nor a Hub repository that can be reached: {str(error).splitlines()[0]}"
+                f"{source} is neither a file nor a Hub repository that can be reached: {first_line(error)}"
             ) from error
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, SafetensorError) as error:
-        raise ValueError(f"{path} cannot be read as weights: {str(error).splitlines()[0][:200]}") from error
+        raise ValueError(f"{path} cannot be read as weights: {first_line(error)}") from error
     content = content.get("model", content.get("state_dict", content))
     return {name.removeprefix("module."): value for name, value in content.items() if isinstance(value, torch.Tensor)}
 

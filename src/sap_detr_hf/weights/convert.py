@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..messages import first_line
 from ..model.coco_labels import COCO_ID2LABEL
 from ..model.configuration_sap_detr import PUBLISHED_VARIANTS, SapDetrConfig
 from ..model.image_processing_pil_sap_detr import SapDetrImageProcessorPil
@@ -70,7 +71,7 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str
 
 
 def _first_sentence(error: Exception) -> str:
-    return str(error).strip().split("\n")[0].split(". ")[0][:200] or type(error).__name__
+    return first_line(error).split(". ")[0]
 
 
 def _state_dict_and_args(content: Any, path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:

@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from transformers import AutoImageProcessor, AutoModelForObjectDetection, PreTrainedConfig, PreTrainedModel
 
+from ..messages import first_line
+from ..model.modeling_sap_detr import SapDetrForObjectDetection
+
 DEVICES = ("auto", "cpu", "cuda")
 AUTOCAST_DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -57,6 +60,33 @@ def load_pretrained(name: str) -> tuple[PreTrainedModel, Any]:
     return model, image_processor
 
 
+def load_detector(name: str, device: str = "auto") -> tuple[SapDetrForObjectDetection, Any]:
+    """Load a saved SAP-DETR in float32, in evaluation mode, and its image processor.
+
+    Args:
+        name: model directory or Hub id.
+        device: "auto" takes CUDA where there is a device.
+
+    Raises:
+        OSError: there is no such model.
+        ValueError: it is no complete SAP-DETR.
+    """
+    model, image_processor = load_pretrained(name)
+    if not isinstance(model, SapDetrForObjectDetection):
+        raise ValueError(f"{name} is a model of the type {model.config.model_type}, not sap_detr.")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(device)  # type: ignore[arg-type]  # transformers' decorator hides the signature
+    return model.eval(), image_processor
+
+
+def at_size(image_processor: Any, shortest_edge: int | None, longest_edge: int | None) -> Any:
+    """A copy of an image processor that resizes to other sides, in pixels; None keeps the side it has."""
+    wanted = {"shortest_edge": shortest_edge, "longest_edge": longest_edge}
+    size = {**dict(image_processor.size), **{key: value for key, value in wanted.items() if value is not None}}
+    return type(image_processor).from_dict({**image_processor.to_dict(), "size": size})
+
+
 @contextmanager
 def readable_model(name: str) -> Iterator[None]:
     """Around what reads a saved model: says of a wrong name what is wrong with it.
@@ -78,6 +108,5 @@ def readable_model(name: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = str(error).strip().splitlines()[0]
         place = "" if path.is_dir() else "is no model directory here, and "
-        raise OSError(f"{name} {place}cannot be loaded: {reason}") from error
+        raise OSError(f"{name} {place}cannot be loaded: {first_line(error)}") from error
