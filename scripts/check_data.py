@@ -69,7 +69,7 @@ def _check(arguments: argparse.Namespace) -> tuple[dict, list[str], list[str]]:
     options = {name: getattr(arguments, name) for name in ("annotations", "images", "box_format", "categories")}
     reports, mismatches, conflicts, first = {}, [], [], None
     for split in splits:
-        data = load_detection_data(arguments.data, split, **options)
+        data = load_detection_data(arguments.data, split, allow_errors=True, **options)
         reports[split] = (cheap_checks if arguments.fast else full_checks)(data, queries)
         first = first or data
         conflicts += category_conflicts(first, data)

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
 from ..data.augmentation import make_augmentation
-from ..data.checks import cheap_checks
+from ..data.checks import cheap_checks, check_validation
 from ..data.dataset import DetectionData, DetectionRows, check_categories, load_detection_data
 from ..distributed import on_main_process, together
 from ..evaluation.coco_metric import GroundTruth
@@ -308,6 +308,7 @@ def check_data(
     if validation is None:
         return None
     check_categories(validation, model.config)
+    check_validation(validation, accelerator.process_index, accelerator.num_processes)
     return ground_truth(validation)
 
 
