@@ -228,8 +228,10 @@ def _check_files(report: DataReport, data: DetectionData) -> None:
 def _check_image(row: dict[str, Any]) -> tuple[str, str] | None:
     """Kind and description of what is wrong with an image, None where nothing is."""
     where = f"{image_name(row)} (image id {row['image_id']})"
+    if "image_path" not in row and row["image"] is None:
+        return None  # already reported
     source = image_source(row)
-    if isinstance(source, str) and not Path(source).exists():
+    if isinstance(source, str) and not Path(source).is_file():
         return None if "image_path" in row else ("missing image", where)  # files are already reported
     try:
         size = open_image(source).size

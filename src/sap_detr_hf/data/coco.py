@@ -62,6 +62,8 @@ def read_coco(path: str | Path, images_only: bool = False) -> CocoAnnotations:
     content = _content(path)
     findings = Findings()
     ids, names, sizes = _images(content["images"], findings)
+    if not ids:
+        findings.refuse_errors(path, use="predicted" if images_only else "trained on or evaluated")
     if not images_only:
         for kind in ("annotations", "categories"):
             if not isinstance(content.get(kind), list):
@@ -142,9 +144,10 @@ def parse_crowd(value: Any) -> bool:
     """
     if value is None or isinstance(value, (bool, np.bool_)):
         return bool(value)
-    if parse_whole_number(value) not in (0, 1):
-        raise _unlike(value, "0 or 1")
-    return parse_whole_number(value) == 1
+    try:
+        return bool((0, 1).index(parse_whole_number(value)))
+    except ValueError:
+        raise _unlike(value, "0 or 1") from None
 
 
 def parse_name(value: Any) -> str:

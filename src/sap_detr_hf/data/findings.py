@@ -168,8 +168,9 @@ def check_boxes(
     in_range = (area >= 0) & (area <= LARGEST_AREA)
     positive = finite & (w > 0) & (h > 0)
     rows = np.column_stack([found.image, found.category, found.boxes])
-    repeated = np.ones(len(rows), dtype=bool)
-    repeated[np.unique(rows, axis=0, return_index=True)[1]] = False
+    order = np.lexsort(rows.T)  # several times faster than np.unique of rows
+    repeated = np.zeros(len(rows), dtype=bool)
+    repeated[order[1:]] = (rows[order[1:]] == rows[order[:-1]]).all(1)
     faults = {
         "box not finite": ~finite,
         "zero-area box": finite & ~positive,

@@ -4,9 +4,9 @@ import os
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 from PIL import Image
@@ -72,7 +72,7 @@ def find_images(names: Sequence[str], folder: Path, annotation_file: Path) -> Im
     """
     folder = folder.resolve()
     result = ImagePaths([os.path.join(folder, name) for name in names])
-    listing = cache(_listing)
+    listing = cache(_Listing)
     exist = [os.path.basename(path) in listing(os.path.dirname(path)).names for path in result.paths]
     if all(exist):
         return result
@@ -99,29 +99,31 @@ def find_images(names: Sequence[str], folder: Path, annotation_file: Path) -> Im
     return result
 
 
-@dataclass(frozen=True)
 class _Listing:
-    """A folder's entries by name, by name in any letters, and image files by name without suffix."""
+    """A folder's entries. One look at a folder is far quicker over a network than one at each of its files."""
 
-    names: frozenset[str] = frozenset()
-    folded: dict[str, list[str]] = field(default_factory=dict)
-    stems: dict[str, list[str]] = field(default_factory=dict)
+    def __init__(self, folder: str):
+        try:
+            self.names = frozenset(os.listdir(folder))
+        except (OSError, ValueError):  # no folder, or a name that none can have
+            self.names = frozenset()
 
+    @cached_property
+    def folded(self) -> dict[str, list[str]]:
+        """Entries by their name in any letters."""
+        return self._by(lambda name: name)
 
-def _listing(folder: str) -> _Listing:
-    """One look at a folder is far quicker over a network than one at each of its files."""
-    try:
-        names = os.listdir(folder)
-    except (OSError, ValueError):  # no folder, or a name that none can have
-        return _Listing()
-    folded, stems = defaultdict(list), defaultdict(list)
-    suffixes = Image.registered_extensions()
-    for name in names:
-        folded[_folded(name)].append(name)
-        stem, suffix = os.path.splitext(name)
-        if suffix.lower() in suffixes:
-            stems[_folded(stem)].append(name)
-    return _Listing(frozenset(names), dict(folded), dict(stems))
+    @cached_property
+    def stems(self) -> dict[str, list[str]]:
+        """Image files by their name in any letters, without suffix."""
+        suffixes = tuple(Image.registered_extensions())
+        return self._by(lambda name: os.path.splitext(name)[0] if name.lower().endswith(suffixes) else "")
+
+    def _by(self, key: Callable[[str], str]) -> dict[str, list[str]]:
+        entries = defaultdict(list)
+        for name in sorted(self.names):
+            entries[_folded(key(name))].append(name)
+        return dict(entries)
 
 
 class _Search:
@@ -132,7 +134,7 @@ class _Search:
         self.roots = list(dict.fromkeys([folder, folder.parent, annotations, annotations.parent]))
         # Beside the annotation file only, where another split's folder of the same content is not met.
         self.roots += [root for name in ("images", "data") if (root := annotations / name) not in self.roots]
-        self.listing = cache(_listing)
+        self.listing = cache(_Listing)
         self.folders = cache(self._folders)
 
     def files(self, name: str) -> list[tuple[str, bool]]:
@@ -141,12 +143,8 @@ class _Search:
         folders = self.folders(tuple(part for part in parts if part not in ("", ".", "..")))
         if not last:
             return []
-        exact = [(folder, last, plain) for folder, plain in folders if last in self.listing(folder).names]
-        key = _folded(last)
-        listings = [(folder, self.listing(folder)) for folder, _ in folders]
-        found = exact or [(folder, each, False) for folder, listed in listings for each in listed.folded.get(key, ())]
-        if not found:
-            found = [(folder, each, False) for folder, listed in listings for each in listed.stems.get(key, ())]
+        found = self._matches([folder for folder in folders if not folder[2]], last)
+        found = found or self._matches([folder for folder in folders if folder[2]], last)
         paths: dict[str, tuple[str, bool]] = {}
         for folder, each, plain in found:
             path = os.path.join(folder, each)
@@ -154,19 +152,27 @@ class _Search:
                 paths.setdefault(os.path.realpath(path) if len(found) > 1 else path, (path, plain))
         return list(paths.values())
 
-    def _folders(self, parts: tuple[str, ...]) -> list[tuple[str, bool]]:
-        """Folders that the folders of a name may mean, and whether each is as written."""
-        found: dict[str, bool] = {}
+    def _matches(self, folders: list[tuple[str, bool, bool]], name: str) -> list[tuple[str, str, bool]]:
+        """Folder and name of the entries of this name: exactly, else in other letters, else without its suffix."""
+        exact = [(folder, name, plain) for folder, plain, _ in folders if name in self.listing(folder).names]
+        listings = [(folder, self.listing(folder)) for folder, _, _ in folders]
+        key = _folded(name)
+        letters = exact or [(folder, each, False) for folder, listed in listings for each in listed.folded.get(key, ())]
+        return letters or [(folder, each, False) for folder, listed in listings for each in listed.stems.get(key, ())]
+
+    def _folders(self, parts: tuple[str, ...]) -> list[tuple[str, bool, bool]]:
+        """Folders that the folders of a name may mean, whether each is as written, and whether parts were left out."""
+        found: dict[str, tuple[bool, bool]] = {}
         for root in self.roots:
             if not parts and root in (self.folder.parent, self.annotations.parent):
                 continue  # a bare name is not looked for above the data set's own folders
             for folder in self._below(str(root), parts):
                 as_written = folder == os.path.join(root, *parts) and (bool(parts) or root == self.folder)
-                found.setdefault(folder, as_written)
+                found.setdefault(folder, (as_written, False))
         for cut in range(1, len(parts) + 1):
             for folder in self._below(str(self.folder), parts[cut:]):
-                found.setdefault(folder, False)
-        return list(found.items())
+                found.setdefault(folder, (False, True))
+        return [(folder, *kind) for folder, kind in found.items()]
 
     def _below(self, folder: str, parts: Iterable[str]) -> list[str]:
         folders = [folder]
@@ -201,7 +207,7 @@ def _first_existing(root: Path, names: list[str]) -> Path | None:
     for name in names:
         place = root
         for part in Path(name).parts:
-            matches = _listing(str(place)).folded.get(_folded(part), [])
+            matches = _Listing(str(place)).folded.get(_folded(part), [])
             if len(matches) != 1:
                 break
             place /= matches[0]

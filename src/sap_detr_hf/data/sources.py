@@ -189,9 +189,13 @@ def _readable(data: str, load: Callable[[], Any]) -> Any:
 
 
 def _open_saved(data: str, split: str, streaming: bool) -> Any:
-    saved = datasets.load_from_disk(data)
-    if isinstance(saved, datasets.DatasetDict):
-        saved = saved[_matching_split(data, split, list(saved))]
+    folder = Path(data)
+    if (folder / "dataset_dict.json").is_file():
+        splits = json.loads((folder / "dataset_dict.json").read_text())["splits"]
+        folder /= _matching_split(data, split, splits)
+    if not json.loads((folder / "state.json").read_text()).get("_data_files", True):
+        raise FileNotFoundError(f'{data}, split "{split}" has no rows.')  # load_from_disk fails on it
+    saved = datasets.load_from_disk(str(folder))
     return saved.to_iterable_dataset() if streaming else saved
 
 
@@ -247,7 +251,8 @@ def _standardize(
         if fault is not None:
             findings.add("malformed row", f"{source}, row {row}: {fault}")
     for row in _rows_without_image(dataset):
-        findings.add("malformed row", f"{source}, row {row}: image is null")
+        if standard[row]["fault"] is None:
+            findings.add("malformed row", f"{source}, row {row}: image is null")
     ids: list[int | str] = []
     for row, value in enumerate(dataset["image_id"] if "image_id" in names else ()):
         try:
@@ -303,9 +308,9 @@ def _size(row: dict[str, Any]) -> tuple[int, int]:
             raise ValueError(f"its size is {width} x {height}")
         if min(width, height) > 0:
             return width, height
-    image = row.get("image")
-    if image is None:
+    if "image" not in row:
         raise ValueError("width or height is missing")
+    image = row["image"] or {"bytes": None, "path": None}
     source = image["bytes"] if image["bytes"] is not None else image["path"]
     if source is None:
         raise ValueError("image is null")
