@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from sap_detr_hf.data.checks import check_validation
 from sap_detr_hf.data.dataset import DetectionData, check_categories, load_detection_data
 from sap_detr_hf.environment import hardware_name, software_versions
 from sap_detr_hf.evaluation.coco_metric import METRIC_NAMES
 from sap_detr_hf.evaluation.evaluate import evaluate_detections, ground_truth
-from sap_detr_hf.evaluation.report import check_images_exist
 from sap_detr_hf.export.session import OnnxDetector
 from sap_detr_hf.inference.detector import prepared_size
 from sap_detr_hf.markdown_table import markdown_table
@@ -78,7 +78,7 @@ def evaluate_exported(
     megabytes = [round(_bytes(name, model) / 1e6, 2) for name, (model, _) in zip(names, models, strict=True)]
     loaded = None if data is None else load_detection_data(data, split)
     if loaded is not None:
-        check_images_exist(loaded.dataset)
+        check_validation(loaded)
         size = size or prepared_size(models[0][1], loaded.dataset[0]["height"], loaded.dataset[0]["width"])
     assert size is not None
     metrics = [None if loaded is None else _metrics(*model, loaded) for model in models]

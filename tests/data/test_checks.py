@@ -8,8 +8,9 @@ from PIL import Image
 from project_scripts import load_script
 
 from sap_detr_hf import SapDetrConfig
-from sap_detr_hf.data.checks import EXAMPLES, WARNINGS, cheap_checks, full_checks
+from sap_detr_hf.data.checks import cheap_checks, full_checks
 from sap_detr_hf.data.dataset import load_detection_data
+from sap_detr_hf.data.findings import EXAMPLES, WARNINGS
 from sap_detr_hf.demo.digits import make_digits
 
 CATEGORIES = [{"id": 1, "name": "cat"}, {"id": 4, "name": "dog"}]
@@ -123,8 +124,10 @@ def test_script_compares_the_splits(tmp_path, check_data, capsys):
 
 def test_category_without_a_name(tmp_path, check_data, capsys):
     write(tmp_path, GOOD, categories=[{"id": 1}])
-    assert check_data([str(tmp_path), "--split", "train"]) == 2
-    assert "train.json: category {\"id\": 1} is malformed: KeyError('name')" in capsys.readouterr().err
+    assert check_data([str(tmp_path), "--split", "train"]) == 1
+    printed = capsys.readouterr().out
+    assert "error: malformed category: 1" in printed
+    assert 'category {"id": 1}: name is missing' in printed
 
 
 def test_problems_of_lists(tmp_path):
@@ -156,7 +159,7 @@ def test_problems_of_images(tmp_path):
     assert "c.jpg (image id 3): 61 x 40, annotated 60 x 40" in report.examples["wrong size"][0]
     assert "d.jpg (image id 4): 40 x 60 when upright" in report.examples["wrong size"][1]
     assert "e.jpg (image id 5)" in report.examples["EXIF-rotated image"][0]
-    with pytest.raises(ValueError, match=r"cannot be trained on: missing image .*a\.jpg.*wrong size"):
+    with pytest.raises(ValueError, match=r"cannot be trained on or evaluated: missing image .*a\.jpg.*wrong size"):
         report.raise_on_errors()
 
 

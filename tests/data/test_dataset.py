@@ -190,10 +190,10 @@ def test_annotations_of_unlisted_images_are_counted(coco_folder):
     [
         ("{", "is not JSON"),
         ("[]", 'no list "images"'),
-        (json.dumps({"images": [], "annotations": []}), 'no list "categories"'),
+        (json.dumps({"images": [{"id": 1}], "annotations": []}), 'no list "categories"'),
         (json.dumps({"images": [], "annotations": [], "categories": []}), "lists no images"),
         (json.dumps(coco([{"id": 4, "image_id": 10, "category_id": 3}])), r'annotation \{"id": 4.*bbox'),
-        (json.dumps(coco([annotation(5, 10, 3, [1, 2, 3])])), r'annotation \{"id": 5.*not enough values'),
+        (json.dumps(coco([annotation(5, 10, 3, [1, 2, 3])])), r'annotation \{"id": 5.*bbox has 3 numbers, not 4'),
         (json.dumps(coco([annotation(6, 10, 3, [1, 2, 3, "x"])])), r'annotation \{"id": 6'),
         (json.dumps(coco() | {"images": [{"id": 1, "file_name": "a.jpg"}]}), r'image \{"id": 1.*width'),
     ],

@@ -252,15 +252,18 @@ def test_bad_detections(annotation_file, arguments, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "is not a JSON file"),
-        ("[]", "is no COCO annotation file"),
-        ('{"images": [{"file_name": "a.jpg"}], "categories": []}', "has no 'id'"),
-        ('{"images": [{"id": "a"}], "categories": []}', "image id 'a' is no integer"),
-        ('{"images": [{"id": 1}, {"id": 1}], "categories": []}', "image id 1 is listed more than once"),
+        ("{", "is not JSON: .*line 1"),
+        ("[]", "is not COCO JSON"),
+        ('{"images": [{"file_name": "a.jpg"}], "categories": []}', "id is missing"),
+        ('{"images": [{"id": 1.5}], "categories": []}', "id is 1.5, not a whole number"),
+        (
+            '{"images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}], "categories": []}',
+            "image id 1: a and b",
+        ),
         (
             '{"images": [{"id": 1}], "categories": [{"id": 1, "name": "x"}], '
             '"annotations": [{"image_id": 1, "category_id": 7, "bbox": [0, 0, 1, 1]}]}',
-            "category id 7, which is not among the categories",
+            "unknown category .*category id 7, image id 1",
         ),
     ],
 )

@@ -404,14 +404,15 @@ def test_script_writes_the_report(script, model_dir, coco_dir, tmp_path, data, t
     assert {path.name for path in output.iterdir()} == {*REPORT, "notes.txt"} - {"worst"}
 
 
-def test_script_on_test_images_without_annotations(script, model_dir, coco_dir, tmp_path):
+def test_script_on_test_images_without_annotations(script, model_dir, coco_dir, tmp_path, capsys):
     content = json.loads((coco_dir / "val.json").read_text())
     content["annotations"] = []
     (coco_dir / "val.json").write_text(json.dumps(content))
-    assert script(arguments(model_dir, coco_dir, tmp_path / "report", "--worst", "1")) == 0
-    results = json.loads((tmp_path / "report" / "results.json").read_text())
-    assert set(results["metrics"].values()) == {None}
-    assert len(json.loads((tmp_path / "report" / "predictions.json").read_text())) == len(SIZES) * 16 * 3
+    assert script(arguments(model_dir, coco_dir, tmp_path / "report", "--worst", "1")) == 2
+    assert (
+        "no boxes (no image has a box that can be learned, so that AP would not be a number)" in capsys.readouterr().err
+    )
+    assert not (tmp_path / "report").exists()
 
 
 def rename_category(coco_dir, model_dir):
@@ -451,7 +452,7 @@ def lose_a_weight(coco_dir, model_dir):
     [
         (rename_category, [], ["Category 3", "zebra", "green"]),
         (add_category, [], ["Category 77", "giraffe"]),
-        (remove_images, [], ["2 of 7 images are missing", "993.png (image id 993)"]),
+        (remove_images, [], ["missing image", "2, e.g.", "993.png (image id 993)"]),
         (remove_model_config, [], ["is no model directory", "config.json"]),
         (remove_weights, [], ["cannot be loaded: "]),
         (lose_a_weight, [], ["lacks 1 weights of its model"]),

@@ -274,7 +274,7 @@ def test_script(model_dir, image, tmp_path, capsys):
 def test_script_refuses_what_it_cannot_use(model_dir, image, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     image.save(tmp_path / "photo.png")
-    (tmp_path / "val.json").write_text(json.dumps({"images": [], "annotations": []}))
+    (tmp_path / "val.json").write_text(json.dumps({"images": [{"id": 1, "file_name": "b.png"}], "annotations": []}))
     (tmp_path / "bad.json").write_text('{"images": 3}')
     photo = tmp_path / "photo.png"
     for arguments, message in (

@@ -251,9 +251,10 @@ def test_coco_images_of_another_size_are_reported(model_dir, tmp_path, capsys):
     ("content", "message"),
     [
         ("{", "is not JSON"),
-        ('{"images": []}', "no list"),
-        ('{"images": [{"id": 1}]}', "is malformed"),
-        ('{"images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}]}', "id 1 occurs twice"),
+        ('{"annotations": []}', "no list"),
+        ('{"images": []}', "lists no images"),
+        ('{"images": [{"id": 1}]}', "file_name is missing"),
+        ('{"images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}]}', "image id 1: a and b"),
     ],
 )
 def test_wrong_coco_json(model_dir, tmp_path, capsys, content, message):

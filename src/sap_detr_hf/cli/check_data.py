@@ -43,7 +43,7 @@ def _check(settings: CheckDataSettings) -> tuple[dict, list[str], list[str]]:
     options = {name: getattr(settings, name) for name in ("annotations", "images", "box_format", "categories")}
     reports, mismatches, conflicts, first = {}, [], [], None
     for split in splits:
-        data = load_detection_data(settings.data, split, **options)
+        data = load_detection_data(settings.data, split, allow_errors=True, **options)
         reports[split] = (cheap_checks if settings.fast else full_checks)(data, queries)
         first = first or data
         conflicts += category_conflicts(first, data)

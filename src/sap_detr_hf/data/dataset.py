@@ -5,8 +5,9 @@ pixels, the data set's own `category` ids, `area`, `iscrowd`), and the image as 
 bytes (`image`), opened only when a sample is made.
 """
 
+import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from torchvision.transforms.v2 import functional as F
 from ..model.coco_labels import COCO_ID2LABEL
 from ..model.image_files import open_image
 from .augmentation import Augmentation, Target, sample_randomness, sanitize
-from .sources import find_coco_files, read_coco, read_columns
+from .findings import Findings
+from .image_paths import find_coco_files
+from .sources import read_coco_rows, read_columns
 
 
 @dataclass
@@ -34,8 +37,8 @@ class DetectionData:
         categories: The data set's own category id -> name.
         source: What the user named, for messages.
         annotation_file: The COCO JSON, None for a data set that has none.
-        unplaced_annotations: Annotations whose image the JSON does not list; they are left out.
         split: The split's name.
+        findings: Faults met while reading.
     """
 
     dataset: Any
@@ -44,8 +47,13 @@ class DetectionData:
     categories: dict[int, str]
     source: str
     annotation_file: Path | None = None
-    unplaced_annotations: int = 0
     split: str = ""
+    findings: Findings = field(default_factory=Findings)
+
+    @property
+    def unplaced_annotations(self) -> int:
+        """Annotations whose image the JSON does not list; they are left out."""
+        return self.findings.counts["annotation without image"]
 
 
 def load_detection_data(
@@ -58,6 +66,7 @@ def load_detection_data(
     box_format: str = "xywh",
     cache_dir: str | Path | None = None,
     streaming: bool = False,
+    allow_errors: bool = False,
 ) -> DetectionData:
     """Load one split of a detection data set.
 
@@ -73,10 +82,11 @@ def load_detection_data(
         box_format: "xywh", or "xyxy" for Hub data sets that store x1, y1, x2, y2.
         cache_dir: Where indices are kept; default is the `datasets` cache.
         streaming: Read Hub data while it is used instead of downloading it first.
+        allow_errors: Leave out what cannot be read and note it in `findings`, for checks.
 
     Raises:
         FileNotFoundError: There is no such data set, split or image folder; says what was looked for.
-        ValueError: A file is not COCO JSON, columns are missing, or `categories` does not fit.
+        ValueError: A file is not COCO JSON, an entry cannot be read, columns are missing, or `categories` does not fit.
     """
     if categories not in ("contiguous", "coco91"):
         raise ValueError(f'categories must be "contiguous" or "coco91", not "{categories}".')
@@ -84,14 +94,15 @@ def load_detection_data(
         raise ValueError(f'box_format must be "xywh" or "xyxy", not "{box_format}".')
     files = find_coco_files(Path(data), split, annotations, images)
     if files is not None:
-        dataset, names, unplaced = read_coco(*files, cache_dir)
+        dataset, names, findings = read_coco_rows(*files, cache_dir)
         dataset = dataset.to_iterable_dataset() if streaming else dataset
     else:
-        dataset, names = read_columns(str(data), split, box_format, cache_dir, streaming)
-        unplaced = 0
+        dataset, names, findings = read_columns(str(data), split, box_format, cache_dir, streaming)
+    if not allow_errors:
+        findings.refuse_errors(files[0] if files is not None else f'{data}, split "{split}"')
     id2label, category_ids = number_classes(names, categories, str(data))
     annotation_file = files[0] if files is not None else None
-    return DetectionData(dataset, id2label, category_ids, names, str(data), annotation_file, unplaced, split)
+    return DetectionData(dataset, id2label, category_ids, names, str(data), annotation_file, split, findings)
 
 
 def number_classes(names: dict[int, str], categories: str, source: str) -> tuple[dict[int, str], list[int] | None]:
@@ -280,7 +291,7 @@ class DetectionStream(_PreparedSamples, torch.utils.data.IterableDataset):
     def __iter__(self) -> Iterator[dict[str, Any]]:
         epoch = int(self._epoch)
         for row in self.data.dataset:
-            yield self.prepare(row, epoch, abs(row["image_id"]))
+            yield self.prepare(row, epoch, abs(_id_number(row["image_id"])))
 
     def set_epoch(self, epoch: int) -> None:
         """Give the samples another augmentation, and a shuffled stream another order."""
@@ -323,6 +334,11 @@ def open_row_image(row: dict[str, Any]) -> Any:
             f"{row['width']} x {row['height']}. Run `sap-detr check-data` on the data set."
         )
     return image
+
+
+def _id_number(image_id: int | str) -> int:
+    """An image's id as a number: of a text, always the same one."""
+    return image_id if isinstance(image_id, int) else zlib.crc32(image_id.encode())
 
 
 def _where(row: dict[str, Any]) -> str:
@@ -370,7 +386,7 @@ def _labels(row: dict[str, Any], target: Target, size: tuple[int, int]) -> dict[
         "boxes": box_convert(corners, "xyxy", "cxcywh"),
         "area": target["area"] * (size[0] * size[1] / (height * width)),
         "iscrowd": target["iscrowd"],
-        "image_id": torch.tensor([row["image_id"]]),
+        "image_id": torch.tensor([_id_number(row["image_id"])]),
         "orig_size": torch.tensor([row["height"], row["width"]]),
         "size": torch.tensor(size),
     }

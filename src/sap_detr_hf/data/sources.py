@@ -4,61 +4,51 @@ import hashlib
 import json
 import os
 import tempfile
-from collections import defaultdict
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import ClassLabel, Features, List, Value
 from filelock import FileLock
 
 from ..model.image_files import upright_size
+from .coco import (
+    CocoAnnotations,
+    id_array,
+    parse_image_id,
+    parse_whole_number,
+    read_categories,
+    read_coco,
+    standard_objects,
+)
+from .findings import Findings
+from .image_paths import SPLIT_NAMES, annotation_names, find_images
 
-SIZES = {"image_id": Value("int64"), "width": Value("int64"), "height": Value("int64")}
+SIZES = {"width": Value("int64"), "height": Value("int64")}
 OBJECTS = {
     "bbox": List(List(Value("float64"), length=4)),
     "category": List(Value("int64")),
     "area": List(Value("float64")),
     "iscrowd": List(Value("int8")),
 }
-# Part of the cache key: raise it when the rows made of the same file change.
-INDEX_VERSION = 1
-SPLIT_NAMES = {"train": ("train",), "val": ("val", "validation", "valid"), "validation": ("validation", "val")}
+# Part of the cache keys: raise it when the rows made of the same data change.
+INDEX_VERSION = 2
+ROWS_AT_ONCE = 1000
 CATEGORY_COLUMNS = ("category", "category_id", "categories", "label", "labels")
 
 
-def find_coco_files(
-    data: Path, split: str, annotations: str | Path | None, images: str | Path | None
-) -> tuple[Path, Path] | None:
-    """Annotation file and image folder of a split, None where `data` is not COCO JSON.
-
-    Raises:
-        FileNotFoundError: A named file or folder does not exist, or no image folder fits the annotation file.
-    """
-    if data.suffix == ".json":
-        data, annotations = data.parent, annotations or data
-    if annotations is None:
-        annotations = _first_existing(data, _annotation_names(split))
-        if annotations is None:
-            return None
-    if not Path(annotations).is_file():
-        raise FileNotFoundError(f"There is no annotation file {annotations}.")
-    # data/annotations/instances_train.json: the pictures lie beside the folder `annotations`.
-    root = data.parent if data.name == "annotations" else data
-    folder = Path(images) if images is not None else _first_existing(root, _image_folders(split, Path(annotations)))
-    if folder is None or not folder.is_dir():
-        looked_for = images or ", ".join(str(root / name) for name in _image_folders(split, Path(annotations)))
-        raise FileNotFoundError(f"No image folder for {annotations}: looked for {looked_for}. Name it with `images`.")
-    return Path(annotations), folder
-
-
-def read_coco(
+def read_coco_rows(
     annotation_file: Path, image_folder: Path, cache_dir: str | Path | None
-) -> tuple[datasets.Dataset, dict[int, str], int]:
-    """Memory-mapped rows of a COCO JSON, its categories (id -> name), and how many annotations have no listed image.
+) -> tuple[datasets.Dataset, dict[int, str], Findings]:
+    """Memory-mapped rows of a COCO JSON, its categories (id -> name), and the faults of the file.
 
     The rows are written once, into the cache, under a name made of the file's content and the image folder. Several
-    processes may ask at once: one writes, the others wait.
+    processes may ask at once: one writes, the others wait. The images' files are looked for anew each time.
     """
     root = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "sap_detr_hf"
     index = root / _fingerprint(annotation_file, image_folder)
@@ -67,58 +57,55 @@ def read_coco(
         with FileLock(f"{index}.lock"):
             if not index.is_dir():
                 _write_index(annotation_file, image_folder, index)
-    notes = json.loads((index / "categories.json").read_text())
+    notes = json.loads((index / "notes.json").read_text())
     categories = {int(category_id): name for category_id, name in notes["categories"].items()}
-    return datasets.load_from_disk(str(index)), categories, notes["unplaced_annotations"]
+    findings = Findings(Counter(notes["counts"]), notes["examples"])
+    rows = datasets.load_from_disk(str(index))
+    found = find_images(rows["file_name"][:], image_folder, annotation_file)
+    for name, path in found.renamed.items():
+        findings.add("file under another name", f"{name}: {path}")
+    for path, meaning in found.ambiguous.items():
+        findings.add("ambiguous file name", f"{path} may mean {meaning}")
+    return _with_column(rows.remove_columns("file_name"), "image_path", found.paths), categories, findings
 
 
 def read_columns(
     data: str, split: str, box_format: str, cache_dir: str | Path | None, streaming: bool
-) -> tuple[Any, dict[int, str]]:
+) -> tuple[Any, dict[int, str], Findings]:
     """Rows and categories (id -> name) of a saved data set, a folder of parquet files or a data set on the Hub.
 
-    The images' bytes stay where they are; only the columns beside them are rewritten where they differ.
+    The images' bytes stay where they are; only the columns beside them are rewritten where they differ. The third
+    result are the faults of rows; a streamed row raises a ValueError when its turn comes.
     """
+    source = f'{data}, split "{split}"'
     dataset = _open_dataset(data, split, cache_dir, streaming)
     features = dataset.features
     if features is None or "image" not in features or "objects" not in features:
         columns = sorted(features) if features is not None else "unknown columns"
         raise ValueError(f"{data} needs the columns image and objects, it has {columns}.")
+    if not streaming and len(dataset) == 0:
+        raise ValueError(f"{source} has no rows.")
+    if not _holds_images(features["image"]):
+        raise ValueError(f"{source}: the column image holds {features['image']}, no images.")
     dataset = dataset.cast_column("image", datasets.Image(decode=False))
     category_column, class_label = _category_feature(data, dataset.features["objects"])
-    options = {"category_column": category_column, "box_format": box_format}
+    options = {"category_column": category_column, "box_format": box_format, "version": INDEX_VERSION}
+    findings = Findings()
     if streaming:
-        rows = dataset.map(_standard_row, with_indices=True, fn_kwargs=options, features=_features("image"))
+        options |= {"source": source}
+        text_ids = getattr(features.get("image_id"), "dtype", "") in ("string", "large_string")
+        rows = dataset.map(_streamed_row, with_indices=True, fn_kwargs=options, features=_features("image", text_ids))
         rows = rows.select_columns(["image", "image_id", "width", "height", "objects"])
     else:
-        rows = _standardise(dataset, options)
+        rows = _standardize(dataset, options, source, findings)
     if class_label is not None:
-        return rows, dict(enumerate(class_label.names))
+        entries = [{"id": number, "name": name} for number, name in enumerate(class_label.names)]
+        return rows, read_categories(entries, findings), findings
     if streaming:
         raise ValueError(f"{data}: objects.{category_column} has no class names; they are needed for streaming.")
-    found = sorted(
-        {category for objects in rows.select_columns("objects") for category in objects["objects"]["category"]}
-    )
-    return rows, {category: str(category) for category in found}
-
-
-def _annotation_names(split: str) -> list[str]:
-    names = []
-    for name in SPLIT_NAMES.get(split, (split,)):
-        names += [f"annotations/instances_{name}2017.json", f"annotations/instances_{name}.json"]
-        names += [f"annotations/{name}.json", f"{name}.json", f"{name}/_annotations.coco.json"]
-    return names
-
-
-def _image_folders(split: str, annotation_file: Path) -> list[str]:
-    names = [annotation_file.stem.removeprefix("instances_")]
-    for name in SPLIT_NAMES.get(split, (split,)):
-        names += [f"{name}2017", name]
-    return [f"images/{name}" for name in names] + names + ["images", "."]
-
-
-def _first_existing(root: Path, names: list[str]) -> Path | None:
-    return next((root / name for name in names if (root / name).exists()), None)
+    found = {category for objects in rows.select_columns("objects") for category in objects["objects"]["category"]}
+    # -1 marks a box without a class
+    return rows, {category: str(category) for category in sorted(found) if category >= 0}, findings
 
 
 def _fingerprint(annotation_file: Path, image_folder: Path) -> str:
@@ -132,88 +119,83 @@ def _fingerprint(annotation_file: Path, image_folder: Path) -> str:
 
 def _write_index(annotation_file: Path, image_folder: Path, index: Path) -> None:
     """Write the rows aside and rename: a killed process leaves no half index under the final name."""
-    rows, categories, unplaced = _coco_rows(annotation_file, image_folder.resolve())
+    coco = read_coco(annotation_file)
     with tempfile.TemporaryDirectory(dir=index.parent, prefix="incomplete-") as scratch:
         aside = Path(scratch) / "index"
-        datasets.Dataset.from_list(rows, features=_features("image_path")).save_to_disk(str(aside))
-        notes = {"categories": categories, "unplaced_annotations": unplaced, "annotation_file": str(annotation_file)}
-        (aside / "categories.json").write_text(json.dumps(notes))
+        _coco_rows(coco).save_to_disk(str(aside))
+        notes = {"categories": coco.categories, "annotation_file": str(annotation_file)}
+        notes |= {"counts": coco.findings.counts, "examples": coco.findings.examples}
+        (aside / "notes.json").write_text(json.dumps(notes))
         os.rename(aside, index)
 
 
-def _coco_rows(annotation_file: Path, image_folder: Path) -> tuple[list[dict[str, Any]], dict[int, str], int]:
-    content = _coco_json(annotation_file)
-    objects_of: dict[int, dict[str, list]] = defaultdict(lambda: {name: [] for name in OBJECTS})
-    for annotation in content.pop("annotations"):
-        try:
-            _append(objects_of[annotation["image_id"]], annotation)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{annotation_file}: annotation {_short(annotation)} is malformed: {error!r}.") from error
-    rows = []
-    for image in content["images"]:
-        try:
-            row = {"image_path": str(image_folder / image["file_name"]), "image_id": int(image["id"])}
-            row |= {"width": int(image["width"]), "height": int(image["height"])}
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{annotation_file}: image {_short(image)} is malformed: {error!r}.") from error
-        rows.append({**row, "objects": objects_of.get(image["id"]) or {name: [] for name in OBJECTS}})
-    unlisted = objects_of.keys() - {image["id"] for image in content["images"]}
-    unplaced = sum(len(objects_of[image_id]["bbox"]) for image_id in unlisted)
-    categories = {}
-    for category in content["categories"]:
-        try:
-            categories[int(category["id"])] = str(category["name"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{annotation_file}: category {_short(category)} is malformed: {error!r}.") from error
-    return rows, categories, unplaced
+def _coco_rows(coco: CocoAnnotations) -> datasets.Dataset:
+    """One row an image, made of arrays: a list of 860 000 dictionaries would take minutes and gigabytes."""
+    boxes, order = coco.boxes, np.argsort(coco.boxes.image, kind="stable")
+    ends = np.cumsum(np.bincount(boxes.image, minlength=len(coco.image_ids)), dtype=np.int32)
+    offsets = pa.array(np.concatenate([[0], ends]).astype(np.int32))
+    features = _features("file_name", text_ids=coco.image_ids.dtype.kind == "U")
+    columns = {
+        "bbox": pa.FixedSizeListArray.from_arrays(pa.array(boxes.boxes[order].ravel()), 4),
+        "category": pa.array(boxes.category[order]),
+        "area": pa.array(boxes.areas[order], from_pandas=False),
+        "iscrowd": pa.array(boxes.crowd[order].astype(np.int8)),
+    }
+    objects = pa.StructArray.from_arrays(
+        [pa.ListArray.from_arrays(offsets, column) for column in columns.values()], names=list(columns)
+    )
+    names = [name.encode("utf-8", "replace").decode() for name in coco.file_names]
+    arrays = [pa.array(names), pa.array(coco.image_ids.tolist()), *map(pa.array, coco.sizes.T.copy()), objects]
+    table = pa.Table.from_arrays(arrays, names=list(features)).cast(features.arrow_schema)
+    return datasets.Dataset(table, datasets.DatasetInfo(features=features))
 
 
-def _coco_json(annotation_file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(annotation_file.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{annotation_file} is not JSON: {error}.") from error
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(content, dict) or not isinstance(content.get(key), list):
-            raise ValueError(f'{annotation_file} is not COCO JSON of objects: it has no list "{key}".')
-    if not content["images"]:
-        raise ValueError(f"{annotation_file} lists no images.")
-    return content
-
-
-def _append(objects: dict[str, list], annotation: dict[str, Any]) -> None:
-    x, y, width, height = map(float, annotation["bbox"])
-    objects["category"].append(int(annotation["category_id"]))
-    objects["area"].append(float(annotation.get("area", width * height)))
-    objects["iscrowd"].append(int(annotation.get("iscrowd", 0)))
-    objects["bbox"].append([x, y, width, height])
-
-
-def _short(entry: Any) -> str:
-    text = json.dumps(entry, default=str)
-    return text if len(text) <= 200 else text[:200] + "..."
+def _with_column(rows: datasets.Dataset, name: str, values: Sequence[Any]) -> datasets.Dataset:
+    column = datasets.Dataset.from_dict({name: values})
+    return datasets.concatenate_datasets([column, rows], axis=1)
 
 
 def _open_dataset(data: str, split: str, cache_dir: str | Path | None, streaming: bool) -> Any:
     folder = Path(data)
     if folder.is_dir() and any((folder / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
-        return _open_saved(data, split, streaming)
+        return _readable(data, lambda: _open_saved(data, split, streaming))
     if folder.is_dir() and not any(folder.rglob("*.parquet")):
-        looked_for = ", ".join(_annotation_names(split))
-        raise FileNotFoundError(f'{data} has no split "{split}": there is no {looked_for} and no parquet file in it.')
-    try:
+        looked_for = ", ".join(annotation_names(split))
+        others = [str(path) for path in sorted(folder.glob("*.json"))[:3]]
+        advice = f" To use {' or '.join(others)}, name the file itself." if others else ""
+        raise FileNotFoundError(
+            f'{data} has no split "{split}": there is no {looked_for} and no parquet file in it.{advice}'
+        )
+
+    def load() -> Any:
         name = _matching_split(data, split, datasets.get_dataset_split_names(data))
         return datasets.load_dataset(data, split=name, streaming=streaming, cache_dir=_text(cache_dir))
+
+    if folder.is_dir():
+        return _readable(data, load)
+    try:
+        return load()
     except (ConnectionError, FileNotFoundError, datasets.exceptions.DatasetsError) as error:
-        if folder.is_dir():
-            raise
         raise FileNotFoundError(f"{data} is no folder here, and cannot be loaded from the Hub: {error}") from error
 
 
+def _readable(data: str, load: Callable[[], Any]) -> Any:
+    try:
+        return load()
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # broken files raise whatever the library that reads them raises
+        raise ValueError(f"{data} cannot be read as a data set: {' '.join(str(error).split())}") from error
+
+
 def _open_saved(data: str, split: str, streaming: bool) -> Any:
-    saved = datasets.load_from_disk(data)
-    if isinstance(saved, datasets.DatasetDict):
-        saved = saved[_matching_split(data, split, list(saved))]
+    folder = Path(data)
+    if (folder / "dataset_dict.json").is_file():
+        splits = json.loads((folder / "dataset_dict.json").read_text())["splits"]
+        folder /= _matching_split(data, split, splits)
+    if not json.loads((folder / "state.json").read_text()).get("_data_files", True):
+        raise FileNotFoundError(f'{data}, split "{split}" has no rows.')  # load_from_disk fails on it
+    saved = datasets.load_from_disk(str(folder))
     return saved.to_iterable_dataset() if streaming else saved
 
 
@@ -228,61 +210,108 @@ def _text(path: str | Path | None) -> str | None:
     return None if path is None else str(path)
 
 
-def _features(image_column: str) -> Features:
-    image = Value("string") if image_column == "image_path" else datasets.Image(decode=False)
-    return Features({image_column: image, **SIZES, "objects": OBJECTS})
+def _features(image_column: str, text_ids: bool) -> Features:
+    image = Value("string") if image_column == "file_name" else datasets.Image(decode=False)
+    image_id = Value("string" if text_ids else "int64")
+    return Features({image_column: image, "image_id": image_id, **SIZES, "objects": OBJECTS})
+
+
+def _holds_images(feature: Any) -> bool:
+    stored = isinstance(feature, dict) and set(feature) == {"bytes", "path"}
+    return isinstance(feature, datasets.Image) or stored or getattr(feature, "dtype", "") in ("string", "binary")
 
 
 def _category_feature(data: str, objects: Any) -> tuple[str, ClassLabel | None]:
     """Name of the category column within `objects`, and its class names where it has them."""
     # Stored either as one dictionary of lists or as a list of dictionaries.
     columns = objects.feature if isinstance(objects, List) else objects
+    if not isinstance(columns, dict):
+        raise ValueError(f"{data}: objects needs bbox and category, it holds {objects}.")
     column = next((name for name in CATEGORY_COLUMNS if name in columns), None)
     if column is None or "bbox" not in columns:
         raise ValueError(f"{data}: objects needs bbox and category, it has {sorted(columns)}.")
     feature = columns[column].feature if isinstance(columns[column], List) else columns[column]
-    if not isinstance(feature, ClassLabel) and not str(getattr(feature, "dtype", "")).startswith(("int", "uint")):
-        raise ValueError(f"{data}: objects.{column} must hold class numbers, it holds {feature}.")
     return column, feature if isinstance(feature, ClassLabel) else None
 
 
-def _standardise(dataset: datasets.Dataset, options: dict[str, str]) -> datasets.Dataset:
+def _standardize(
+    dataset: datasets.Dataset, options: dict[str, Any], source: str, findings: Findings
+) -> datasets.Dataset:
     """Rewrite all columns but the images', which are joined again from the original, memory-mapped table."""
     beside = dataset
     if {"width", "height"} <= set(dataset.column_names):
         beside = dataset.remove_columns("image")
-    features = Features({**SIZES, "objects": OBJECTS})
-    beside = beside.map(
-        _standard_row, with_indices=True, fn_kwargs=options, features=features, remove_columns=beside.column_names
-    )
-    return datasets.concatenate_datasets([dataset.select_columns("image"), beside], axis=1)
+    features = Features({**SIZES, "objects": OBJECTS, "fault": Value("string")})
+    names = beside.column_names
+    arguments = {"fn_kwargs": options, "features": features, "remove_columns": names}
+    standard = beside.map(_standard_row, **arguments)
+    if any(fault is not None for fault in standard["fault"]):  # of an earlier time: an image's file may be back
+        standard = beside.map(_standard_row, load_from_cache_file=False, **arguments)
+    for row, fault in enumerate(standard["fault"]):
+        if fault is not None:
+            findings.add("malformed row", f"{source}, row {row}: {fault}")
+    for row in _rows_without_image(dataset):
+        if standard[row]["fault"] is None:
+            findings.add("malformed row", f"{source}, row {row}: image is null")
+    ids: list[int | str] = []
+    for row, value in enumerate(dataset["image_id"] if "image_id" in names else ()):
+        try:
+            ids.append(parse_image_id(value))
+        except ValueError as error:
+            findings.add("malformed row", f"{source}, row {row}: image_id {error}")
+            ids.append(-1 - row)  # its own, so that it is not reported as one that occurs twice
+    numbers = id_array(ids or range(len(dataset))).tolist()
+    standard = _with_column(standard.remove_columns("fault"), "image_id", numbers)
+    return datasets.concatenate_datasets([dataset.select_columns("image"), standard], axis=1)
 
 
-def _standard_row(row: dict[str, Any], index: int, category_column: str, box_format: str) -> dict[str, Any]:
-    objects = row["objects"]
-    if isinstance(objects, list):
-        objects = {name: [entry[name] for entry in objects] for name in (objects[0] if objects else ())}
-    boxes = [[float(value) for value in box] for box in objects.get("bbox", [])]
-    if box_format == "xyxy":
-        boxes = [[x1, y1, x2 - x1, y2 - y1] for x1, y1, x2, y2 in boxes]
-    standard = {
-        "bbox": boxes,
-        "category": list(objects.get(category_column, [])),
-        "area": objects.get("area") or [width * height for _, _, width, height in boxes],
-        "iscrowd": [int(crowd) for crowd in objects.get("iscrowd") or [0] * len(boxes)],
-    }
-    image_id = row.get("image_id", index)
-    width, height = _size(row)
-    return {
-        "image_id": image_id if isinstance(image_id, int) else index,
-        "width": width,
-        "height": height,
-        "objects": standard,
-    }
+def _rows_without_image(dataset: datasets.Dataset) -> list[int]:
+    rows: list[int] = []
+    for start, table in enumerate(dataset.select_columns("image").with_format("arrow").iter(ROWS_AT_ONCE)):
+        image = table["image"].combine_chunks()
+        empty = pc.and_(pc.is_null(pc.struct_field(image, "bytes")), pc.is_null(pc.struct_field(image, "path")))
+        absent = pc.or_(pc.is_null(image), empty).to_numpy(zero_copy_only=False)
+        rows += (np.flatnonzero(absent) + start * ROWS_AT_ONCE).tolist()
+    return rows
+
+
+def _standard_row(row: dict[str, Any], category_column: str, box_format: str, version: int) -> dict[str, Any]:
+    """Size and objects of a row, or its `fault` in words, with no objects and the size 0."""
+    try:
+        width, height = _size(row)
+        return {
+            "width": width,
+            "height": height,
+            "objects": standard_objects(row["objects"], category_column, box_format),
+            "fault": None,
+        }
+    except (OSError, ValueError) as error:
+        return {"width": 0, "height": 0, "objects": {name: [] for name in OBJECTS}, "fault": str(error)}
+
+
+def _streamed_row(row: dict[str, Any], index: int, source: str, **options: Any) -> dict[str, Any]:
+    standard = _standard_row(row, **options)
+    fault = standard.pop("fault") or ("image is null" if row["image"] is None else None)
+    if fault is None:
+        try:
+            return {**standard, "image_id": parse_image_id(row.get("image_id", index))}
+        except ValueError as error:
+            fault = f"image_id {error}"
+    raise ValueError(f"{source}, row {index}: {fault}")
 
 
 def _size(row: dict[str, Any]) -> tuple[int, int]:
-    if row.get("width") and row.get("height"):
-        return row["width"], row["height"]
-    image = row["image"]
-    return upright_size(image["bytes"] if image["bytes"] is not None else image["path"])[:2]
+    sides = [row.get(side) for side in ("width", "height")]
+    if None not in sides:
+        width, height = (parse_whole_number(side) for side in sides)
+        if min(width, height) < 0:
+            raise ValueError(f"its size is {width} x {height}")
+        if min(width, height) > 0:
+            return width, height
+    if "image" not in row:
+        raise ValueError("width or height is missing")
+    image = row["image"] or {"bytes": None, "path": None}
+    source = image["bytes"] if image["bytes"] is not None else image["path"]
+    if source is None:
+        raise ValueError("image is null")
+    return upright_size(source)[:2]

@@ -6,6 +6,7 @@ Boxes are x, y, width, height in pixels of the original image, ids are the data 
 import contextlib
 import io
 import json
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -16,6 +17,8 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval, Params
 
+from ..data.coco import id_array, parse_image_id, read_boxes, read_coco, standard_objects
+from ..data.findings import FILE_ERRORS, Boxes, Findings, check_boxes, check_image_ids
 from ..files import whole_file
 
 # The 12 numbers in the order of COCOeval.stats.
@@ -44,9 +47,10 @@ class GroundTruth:
     """Annotated boxes of a data set, crowd regions included (COCO matches detections to them without counting them).
 
     Attributes:
-        image_ids: (I,) int64, sorted; images without boxes are part of it.
+        image_ids: (I,) int64 or text, sorted; images without boxes are part of it.
         category_names: category id -> name, for every category of the data set.
-        box_images, box_categories: (n,) int64, image and category id of each box.
+        box_images: (n,) the image id of each box.
+        box_categories: (n,) int64, the category id of each box.
         boxes: (n, 4) float64, x, y, width, height in pixels.
         areas: (n,) float64, the annotated (mask) area in pixels, by which COCO sorts into small, medium and large.
         crowd: (n,) bool.
@@ -66,23 +70,13 @@ class GroundTruth:
 
         Raises:
             OSError: the file cannot be read.
-            ValueError: it is no COCO annotation file, or an annotation's category is not listed.
+            ValueError: it is no COCO annotation file, or has an error of `data.findings.ERRORS`.
         """
-        path = Path(path)
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is not a JSON file: {error}") from error
-        if not isinstance(content, dict) or "images" not in content or "categories" not in content:
-            raise ValueError(f"{path} is no COCO annotation file: it needs the keys 'images' and 'categories'")
-        try:
-            image_ids = [image["id"] for image in content["images"]]
-            names = {category["id"]: category["name"] for category in content["categories"]}
-            return cls.from_annotations(image_ids, names, content.get("annotations", []))
-        except KeyError as error:
-            raise ValueError(f"{path}: an image, category or annotation has no {error}") from error
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+        coco = read_coco(os.fspath(path))
+        for kind in ("no annotations", *FILE_ERRORS):  # files of images play no part here
+            del coco.findings.counts[kind]
+        check_image_ids(coco.findings, coco.image_ids, lambda place: coco.file_names[place])
+        return cls._checked(coco.image_ids, coco.categories, coco.boxes, coco.findings, os.fspath(path))
 
     @classmethod
     def from_rows(cls, rows: Iterable[Mapping[str, Any]], names: Mapping[int, str] | None = None) -> "GroundTruth":
@@ -93,71 +87,84 @@ class GroundTruth:
             names: category id -> name; the categories that occur, named by their id, if not given.
 
         Raises:
-            ValueError: a box has a category that is not in `names`.
+            ValueError: a box has a category that is not in `names`, or a row another error of `data.findings.ERRORS`.
         """
         if hasattr(rows, "select_columns"):
             rows = rows.select_columns(["image_id", "objects"])  # leaves the pictures undecoded
-        image_ids: list[int] = []
+        image_ids: list[int | str] = []
         annotations: list[dict[str, Any]] = []
-        for row in rows:
+        for number, row in enumerate(rows):
             image_ids.append(row["image_id"])
-            annotations.extend(_annotations_of_row(row["image_id"], row["objects"]))
+            try:
+                objects = standard_objects(row["objects"])
+            except ValueError as error:
+                raise ValueError(f"row {number} (image id {row['image_id']}): {error}") from error
+            for b, c, a, i in zip(*(objects[name] for name in ("bbox", "category", "area", "iscrowd")), strict=True):
+                entry = {"image_id": row["image_id"], "category_id": c, "bbox": b, "area": a, "iscrowd": i}
+                annotations.append(entry)
         if names is None:
             names = {category: str(category) for category in sorted({a["category_id"] for a in annotations})}
         return cls.from_annotations(image_ids, names, annotations)
 
     @classmethod
     def from_annotations(
-        cls, image_ids: Iterable[int], names: Mapping[int, str], annotations: Iterable[Mapping[str, Any]]
+        cls, image_ids: Iterable[int | str], names: Mapping[int, str], annotations: Iterable[Mapping[str, Any]]
     ) -> "GroundTruth":
         """Takes COCO annotation dicts (`image_id`, `category_id`, `bbox`, optional `area` and `iscrowd`).
 
         Raises:
-            ValueError: an id is no integer, an image id is there twice, or a category is not in `names`.
+            ValueError: an image id is there twice, a category is not in `names`, or another error of
+                `data.findings.ERRORS`.
         """
-        images = _integer_ids([*image_ids], "image")
-        listed = set(images.tolist())
-        annotations = [a for a in annotations if a["image_id"] in listed]  # pycocotools ignores the others, too
-        if len(np.unique(images)) < len(images):
-            repeated, counts = np.unique(images, return_counts=True)
-            raise ValueError(
-                f"image id {repeated[counts > 1][0]} is listed more than once; every image needs its own id"
-            )
-        categories = _integer_ids([a["category_id"] for a in annotations], "category")
-        unknown = np.setdiff1d(categories, _integer_ids([*names], "category"))
-        if len(unknown):
-            raise ValueError(
-                f"annotations use category id {unknown[0]}, which is not among the categories {list(names)}"
-            )
+        findings = Findings()
+        ids = [parse_image_id(value) for value in image_ids]
+        boxes = read_boxes([*annotations], {value: place for place, value in enumerate(ids)}, findings)
+        categories = {int(category): str(name) for category, name in names.items()}
+        check_image_ids(findings, id_array(ids), lambda place: f"image {place}")
+        return cls._checked(id_array(ids), categories, boxes, findings, "The truth")
+
+    @classmethod
+    def _checked(
+        cls, image_ids: np.ndarray, names: dict[int, str], boxes: Boxes, findings: Findings, source: str
+    ) -> "GroundTruth":
+        check_boxes(findings, boxes, image_ids, None, names)
+        findings.refuse_errors(source)
         return cls(
-            image_ids=np.sort(images),
-            category_names={int(category): str(name) for category, name in names.items()},
-            box_images=_integer_ids([a["image_id"] for a in annotations], "image"),
-            box_categories=categories,
-            boxes=np.array([a["bbox"] for a in annotations], dtype=np.float64).reshape(-1, 4),
-            areas=np.array([_area(a) for a in annotations], dtype=np.float64),
-            crowd=np.array([bool(a.get("iscrowd", 0)) for a in annotations], dtype=bool),
+            image_ids=np.sort(image_ids),
+            category_names=names,
+            box_images=image_ids[boxes.image],
+            box_categories=boxes.category,
+            boxes=boxes.boxes,
+            areas=boxes.areas,
+            crowd=boxes.crowd,
         )
 
-    def select(self, image_ids: Iterable[int]) -> "GroundTruth":
+    def select(self, image_ids: Iterable[int | str]) -> "GroundTruth":
         """The truth of some of the images.
 
         Raises:
             ValueError: an image is not part of this truth.
         """
-        wanted = np.unique(np.array([*image_ids], dtype=np.int64))
+        wanted = np.unique(np.array([*image_ids], dtype=None if self.image_ids.dtype.kind == "U" else np.int64))
         unknown = np.setdiff1d(wanted, self.image_ids)
         if len(unknown):
             raise ValueError(f"image id {unknown[0]} is not in the annotations (nor are {len(unknown) - 1} others)")
         return replace(self, image_ids=wanted, **self._boxes_where(np.isin(self.box_images, wanted)))
 
-    def of_image(self, image_id: int) -> "GroundTruth":
+    def of_image(self, image_id: int | str) -> "GroundTruth":
         """The truth of one image."""
         return self.select([image_id])
 
     def of_category(self, category_id: int) -> "GroundTruth":
         """The boxes of one category, with all images."""
         return replace(self, **self._boxes_where(self.box_categories == category_id))
+
+    def why_undefined(self) -> str | None:
+        """Why AP is not a number, None where it is one."""
+        if len(self.boxes) and not self.crowd.all():
+            return None
+        kind = "every box is a crowd region" if len(self.boxes) else "there are no boxes"
+        return f"AP is not a number: {kind} in the annotations of the {len(self.image_ids)} images"
 
     def _boxes_where(self, keep: np.ndarray) -> dict[str, Any]:
         return {name: getattr(self, name)[keep] for name in ("box_images", "box_categories", "boxes", "areas", "crowd")}
@@ -209,13 +216,13 @@ class CocoMetric:
 
     def __init__(self, truth: GroundTruth):
         self.truth = truth
-        self._known_images = {int(image_id) for image_id in truth.image_ids}
-        self._detections: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+        self._known_images = set(truth.image_ids.tolist())
+        self._detections: dict[int | str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
 
     def __len__(self) -> int:
         return len(self._detections)
 
-    def add(self, image_id: int, boxes: Any, scores: Any, category_ids: Any) -> None:
+    def add(self, image_id: int | str, boxes: Any, scores: Any, category_ids: Any) -> None:
         """Adds the detections of one image; none is fine.
 
         COCO counts the best 100 of each category of an image. Detections of categories that the truth does not have are
@@ -229,7 +236,7 @@ class CocoMetric:
         Raises:
             ValueError: the image is unknown or was added before, the lengths differ, or a number is not finite.
         """
-        image_id = int(image_id)
+        image_id = _plain_id(image_id)
         if image_id not in self._known_images:
             raise ValueError(f"image id {image_id} is not in the annotations")
         if image_id in self._detections:
@@ -246,17 +253,17 @@ class CocoMetric:
             raise ValueError(f"image id {image_id}: a detection has a box or score that is NaN or infinite")
         self._detections[image_id] = (boxes, scores, categories)
 
-    def detections(self, image_id: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def detections(self, image_id: int | str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Boxes (n, 4) x, y, width, height, scores (n,) and category ids (n,) of an image; empty if none were added."""
-        return self._detections.get(int(image_id), (np.zeros((0, 4)), np.zeros(0), np.zeros(0, dtype=np.int64)))
+        return self._detections.get(_plain_id(image_id), (np.zeros((0, 4)), np.zeros(0), np.zeros(0, dtype=np.int64)))
 
-    def missing_images(self) -> list[int]:
+    def missing_images(self) -> list[int | str]:
         """Ids of the truth's images for which `add` was not called."""
-        return sorted(self._known_images - self._detections.keys())
+        return [image_id for image_id in self.truth.image_ids.tolist() if image_id not in self._detections]
 
     def results(self) -> Iterator[dict[str, Any]]:
         """The detections in COCO result format, by ascending image id."""
-        for image_id in sorted(self._detections):
+        for image_id in sorted(self._detections):  # type: ignore[type-var]  # all numbers, or all text
             for box, score, category in zip(*(a.tolist() for a in self._detections[image_id]), strict=True):
                 yield {"image_id": image_id, "category_id": category, "bbox": box, "score": score}
 
@@ -284,6 +291,8 @@ class CocoMetric:
 
     def summarize(self, curves: Mapping[int, CategoryCurves]) -> CocoResult:
         """The official numbers from the curves of all categories."""
+        if reason := self.truth.why_undefined():
+            logging.getLogger(__name__).warning(reason)
         category_ids = sorted(self.truth.category_names)
         empty = [CategoryCurves.undefined()] if not category_ids else []
         ordered = empty + [curves[category_id] for category_id in category_ids]
@@ -307,7 +316,7 @@ class CocoMetric:
     def _all_detections(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Image ids (n,), boxes (n, 4), scores (n,) and category ids (n,), in the order of `results`."""
         if not self._detections:
-            return np.zeros(0, dtype=np.int64), np.zeros((0, 4)), np.zeros(0), np.zeros(0, dtype=np.int64)
+            return self.truth.image_ids[:0], np.zeros((0, 4)), np.zeros(0), np.zeros(0, dtype=np.int64)
         ordered = sorted(self._detections.items())
         images = np.concatenate([np.full(len(scores), image_id) for image_id, (_, scores, _) in ordered])
         boxes, scores, categories = (
@@ -364,27 +373,8 @@ def _official_numbers(precision: np.ndarray, recall: np.ndarray) -> dict[str, fl
     return {name: number if number > -1 else float("nan") for name, number in zip(METRIC_NAMES, numbers, strict=True)}
 
 
-def _annotations_of_row(image_id: int, objects: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A row's `objects` (a dict of lists; `area` and `iscrowd` may be missing) as COCO annotation dicts."""
-    boxes, categories = objects["bbox"], objects["category"]
-    areas = objects.get("area") or [box[2] * box[3] for box in boxes]
-    crowd = objects.get("iscrowd") or [0] * len(boxes)
-    return [
-        {"image_id": image_id, "category_id": c, "bbox": b, "area": a, "iscrowd": i}
-        for b, c, a, i in zip(boxes, categories, areas, crowd, strict=True)
-    ]
-
-
-def _area(annotation: Mapping[str, Any]) -> float:
-    area = annotation.get("area")
-    return annotation["bbox"][2] * annotation["bbox"][3] if area is None else area
-
-
-def _integer_ids(ids: list[Any], kind: str) -> np.ndarray:
-    for value in ids:
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-            raise ValueError(f"{kind} id {value!r} is no integer; COCO evaluation needs integer ids")
-    return np.array(ids, dtype=np.int64)
+def _plain_id(image_id: Any) -> int | str:
+    return str(image_id) if isinstance(image_id, str) else int(image_id)
 
 
 def _floats(values: Any) -> np.ndarray:

@@ -53,7 +53,7 @@ class Evaluation:
 class ImagePrediction(NamedTuple):
     """Detections of one image: x, y, width, height in pixels of the original image, the data set's own category ids."""
 
-    image_id: int
+    image_id: int | str
     boxes: np.ndarray  # (n, 4) float32
     scores: np.ndarray  # (n,) float32
     category_ids: np.ndarray  # (n,) int64

@@ -54,7 +54,7 @@ class ThresholdCurve:
 
 def threshold_curve(predictions: CocoMetric) -> ThresholdCurve:
     """What each score threshold makes of all detections that were added to a metric."""
-    matched = [match_image(predictions, int(image_id), LEAST_SCORE) for image_id in predictions.truth.image_ids]
+    matched = [match_image(predictions, image_id, LEAST_SCORE) for image_id in predictions.truth.image_ids]
     scores = np.concatenate([each.scores for each in matched] or [np.zeros(0)])
     outcomes = np.concatenate([each.outcomes for each in matched] or [np.zeros(0)])
     order = np.argsort(-scores, kind="stable")
@@ -67,13 +67,13 @@ def threshold_curve(predictions: CocoMetric) -> ThresholdCurve:
     return ThresholdCurve(scores, precision, recall, 2 * precision * recall / np.maximum(precision + recall, 1e-9))
 
 
-def count_mistakes(predictions: CocoMetric, image_id: int, score: float) -> Mistakes:
+def count_mistakes(predictions: CocoMetric, image_id: int | str, score: float) -> Mistakes:
     """Mistakes in one image if detections of at least this score count."""
     matched = match_image(predictions, image_id, score)
     return Mistakes(matched.true_boxes - int((matched.outcomes == RIGHT).sum()), int((matched.outcomes == FALSE).sum()))
 
 
-def match_image(predictions: CocoMetric, image_id: int, score: float) -> MatchedImage:
+def match_image(predictions: CocoMetric, image_id: int | str, score: float) -> MatchedImage:
     """Match class by class, the best score first; detections below `score` are left out."""
     true = predictions.truth.of_image(image_id)
     boxes, scores, categories = predictions.detections(image_id)

@@ -17,11 +17,13 @@ from torchvision.ops import box_convert
 
 from sap_detr_cli.settings.evaluate import EvaluationSettings
 
+from ..data.checks import check_validation
 from ..data.dataset import DetectionData, check_categories, load_detection_data, open_row_image
 from ..distributed import on_main_process, together
 from ..drawing import contact_sheet, draw_detections
 from ..environment import hardware_name, software_versions, tf32_settings
 from ..files import prepare_folder, whole_file
+from ..inference.sources import short_name
 from ..markdown_table import markdown_table
 from ..weights.pretrained import AUTOCAST_DTYPES, at_size, check_device_and_dtype, load_pretrained
 from .coco_metric import METRIC_NAMES, CocoMetric
@@ -61,7 +63,7 @@ def evaluate_model(settings: EvaluationSettings, command: str | None = None) -> 
     accelerator = Accelerator(cpu=settings.device == "cpu")
     output = Path(settings.output)
     model, image_processor, data = together(accelerator, lambda: _prepare(settings))
-    on_main_process(accelerator, lambda: check_images_exist(data.dataset))
+    together(accelerator, lambda: check_validation(data, accelerator.process_index, accelerator.num_processes))
     on_main_process(accelerator, lambda: prepare_folder(output, settings.overwrite, results=REPORT))
     truth = together(accelerator, lambda: ground_truth(data))
     evaluation = evaluate_detections(
@@ -93,23 +95,6 @@ def evaluate_model(settings: EvaluationSettings, command: str | None = None) -> 
     }
     on_main_process(accelerator, lambda: _write_report(output, results, evaluation, data, settings.worst))
     return results
-
-
-def check_images_exist(dataset: Any) -> None:
-    """Makes sure before the first prediction that all image files are there.
-
-    Raises:
-        FileNotFoundError: names the first that is missing.
-    """
-    if "image_path" not in dataset.column_names:
-        return  # the images are stored in the data set
-    paths = zip(dataset["image_path"], dataset["image_id"], strict=True)
-    missing = [(path, image_id) for path, image_id in paths if not os.path.exists(path)]
-    if missing:
-        path, image_id = missing[0]
-        raise FileNotFoundError(
-            f"{len(missing)} of {len(dataset)} images are missing, for instance {path} (image id {image_id})"
-        )
 
 
 def _prepare(settings: EvaluationSettings) -> tuple[torch.nn.Module, Any, DetectionData]:
@@ -231,7 +216,7 @@ def draw_worst_images(
     drawn = []
     for place, index in enumerate(worst, start=1):
         picture = _truth_beside_detections(dataset[index], predictions)
-        file = directory / f"worst_{place:02d}_image_{image_ids[index]}.jpg"
+        file = directory / f"worst_{place:02d}_image_{short_name(str(image_ids[index]))}.jpg"
         picture.save(file, quality=90)
         drawn.append({"image_id": image_ids[index], **mistakes[index]._asdict(), "file": file.name})
     return drawn

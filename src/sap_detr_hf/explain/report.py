@@ -6,6 +6,8 @@ from typing import Any
 
 from sap_detr_cli.settings.explain import ExplanationSettings
 
+from ..data.coco import read_coco
+from ..data.findings import ERRORS, FILE_ERRORS, check_boxes, check_image_ids
 from ..files import prepare_folder
 from ..inference.sources import InputImages
 from ..weights.pretrained import check_device_and_dtype, load_detector
@@ -71,16 +73,17 @@ def true_boxes(
     Raises:
         ValueError: the file is no such JSON, lists no or several images of this name, or holds an unknown category.
     """
-    try:
-        content = json.loads(annotation_file.read_bytes())
-        ids = [entry["id"] for entry in content["images"] if Path(entry["file_name"]).name == image.name]
-        if len(ids) != 1:
-            raise ValueError(f"{annotation_file} lists {len(ids)} images of the name {image.name}, not one.")
-        found = [each for each in content["annotations"] if each["image_id"] == ids[0] and not each.get("iscrowd")]
-        boxes = [[x, y, x + width, y + height] for x, y, width, height in (each["bbox"] for each in found)]
-        categories = [int(each["category_id"]) for each in found]
-    except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{annotation_file} is not COCO JSON of objects: {error!r}.") from error
+    coco = read_coco(annotation_file)
+    check_image_ids(coco.findings, coco.image_ids, lambda place: coco.file_names[place])
+    check_boxes(coco.findings, coco.boxes, coco.image_ids, coco.sizes, None)
+    coco.findings.refuse_errors(annotation_file, ERRORS.keys() - FILE_ERRORS - {"no categories"}, "explained")
+    places = [i for i, name in enumerate(coco.file_names) if Path(name.replace("\\", "/")).name == image.name]
+    if len(places) != 1:
+        raise ValueError(f"{annotation_file} lists {len(places)} images of the name {image.name}, not one.")
+    own = (coco.boxes.image == places[0]) & ~coco.boxes.crowd
+    corners = coco.boxes.boxes[own]  # (n, 4) x, y, width, height
+    corners[:, 2:] += corners[:, :2]
+    boxes, categories = corners.tolist(), coco.boxes.category[own].tolist()
     known = {category_id: index for index, category_id in enumerate(category_ids or [])}
     unknown = [category_id for category_id in categories if category_ids is not None and category_id not in known]
     if unknown:

@@ -202,7 +202,8 @@ def variant_of(config: SapDetrConfig) -> str | None:
 
 def published_settings(variant: str) -> TrainingSettings:
     """Return the authors' 50-epoch recipe of a published variant, as far as it decides what the model learns."""
-    return TrainingSettings(variant=variant, data=COCO_ID, effective_batch=8 if variant.endswith("dc5") else 16)
+    batch = 8 if variant.endswith("dc5") else 16
+    return TrainingSettings(variant=variant, data=COCO_ID, effective_batch=batch)  # type: ignore[arg-type]
 
 
 def model_card(sources: CardSources) -> str:

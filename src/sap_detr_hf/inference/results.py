@@ -51,7 +51,7 @@ class PredictionResults:
         for file in (self._records, self._coco, self._failures):
             file.close()
 
-    def add(self, source: InputImage, image_id: int, image: Image.Image, found: SalientDetections) -> None:
+    def add(self, source: InputImage, image_id: int | str, image: Image.Image, found: SalientDetections) -> None:
         """Write one image's detections."""
         record: dict[str, Any] = {"file": source.name, "image_id": image_id}
         if source.frame is not None:
@@ -82,16 +82,16 @@ class PredictionResults:
         file.write(json.dumps(record, ensure_ascii=False) + "\n")
         file.flush()  # can be read while the prediction runs
 
-    def _coco_results(self, image_id: int, found: SalientDetections) -> list[dict[str, Any]]:
+    def _coco_results(self, image_id: int | str, found: SalientDetections) -> list[dict[str, Any]]:
         results = []
-        # Unrounded: the same AP as scripts/evaluate.py
+        # Unrounded: the same AP as `sap-detr evaluate`
         columns = found.classes.tolist(), found.scores.tolist(), found.coco_boxes.tolist()
         for index, score, box in zip(*columns, strict=True):
             category_id = index if self.category_ids is None else self.category_ids[index]
             results.append({"image_id": image_id, "category_id": category_id, "bbox": box, "score": score})
         return results
 
-    def _draw(self, source: InputImage, image_id: int, image: Image.Image, found: SalientDetections) -> str:
+    def _draw(self, source: InputImage, image_id: int | str, image: Image.Image, found: SalientDetections) -> str:
         picture = draw_detections(image, found.boxes, found.labels, found.scores, found.points, least_side=LEAST_SIDE)
         name = short_name(source.name)
         if source.frame is not None:
@@ -101,7 +101,7 @@ class PredictionResults:
                 file = (self.output / PICTURES / f"{name}.jpg").open("xb")
                 break
             except FileExistsError:  # another folder's file of the same name; no list of names has to be kept
-                name = f"{name}_{image_id}"
+                name = f"{name}_{short_name(str(image_id))}"
         with file:
             picture.save(file, format="JPEG", quality=JPEG_QUALITY)
         return f"{PICTURES}/{name}.jpg"

@@ -5,18 +5,19 @@ there are. What turns out to be broken raises when it is loaded, not while walki
 """
 
 import glob
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from PIL import Image
 
+from ..data.coco import read_coco
+from ..data.findings import IMAGE_LIST_ERRORS, check_image_ids
+from ..data.image_paths import find_coco_files, find_images
 from ..model.image_files import IMAGE_FORMATS, ImageFileError, open_image
 from .downloads import MAX_BYTES, TIMEOUT, download, is_url
 from .videos import VIDEO_SUFFIXES, count_frames, require_decoder, video_frames
@@ -35,7 +36,7 @@ class InputImage:
 
     name: str
     load: Callable[[], Image.Image]
-    image_id: int | None = None
+    image_id: int | str | None = None
     frame: int | None = None
 
 
@@ -68,12 +69,11 @@ class InputImages:
         self.every = every
         self.left_out = None if left_out is None else left_out.resolve()
         self.timeout, self.max_bytes = timeout, max_bytes
-        self.coco_images: list[dict[str, Any]] | None = None
+        self.coco_images: list[ListedImage] | None = None
         if any(_is_coco(text) for text in inputs):
             if len(inputs) > 1:
                 raise ValueError("A COCO JSON brings its own image ids: give it alone, without other inputs.")
-            self.coco_images = read_coco_images(Path(inputs[0]))
-            self.image_folder = Path(image_folder) if image_folder else _coco_image_folder(Path(inputs[0]))
+            self.coco_images = read_coco_images(Path(inputs[0]), image_folder)
         elif image_folder:
             raise ValueError("An image folder belongs to a COCO JSON; the inputs hold none.")
 
@@ -96,9 +96,8 @@ class InputImages:
 
     def __iter__(self) -> Iterator[InputImage]:
         if self.coco_images is not None:
-            for entry in self.coco_images:
-                path = self.image_folder / entry["file_name"]
-                yield InputImage(str(path), partial(_open_listed, path, entry), image_id=entry["id"])
+            for image in self.coco_images:
+                yield InputImage(image.path, image.open, image_id=image.image_id)
             return
         for name in self._names():
             if _is_video(name):
@@ -149,30 +148,57 @@ class _NamedBytes(BytesIO):
         self.name = name
 
 
-def read_coco_images(path: Path) -> list[dict[str, Any]]:
-    """`id`, `file_name`, `width` and `height` (None where not stated) of a COCO JSON's images; all else is ignored.
+@dataclass(frozen=True)
+class ListedImage:
+    """An image of a COCO JSON.
+
+    Args:
+        path: its file.
+        image_id: its id there.
+        size: width and height in pixels, None where the JSON does not say.
+        ambiguous: the files that its name may mean, where it is not clear.
+    """
+
+    path: str
+    image_id: int | str
+    size: tuple[int, int] | None
+    ambiguous: str | None = None
+
+    def open(self) -> Image.Image:
+        """The image, upright RGB; raises OSError or ValueError that names it."""
+        if self.ambiguous is not None:
+            raise ImageFileError(f"{self.path} (image id {self.image_id}) may mean {self.ambiguous}.")
+        image = open_image(self.path)
+        if self.size is not None and image.size != self.size:
+            raise ImageFileError(
+                f"{self.path} (image id {self.image_id}) is {image.width} x {image.height} pixels, but the COCO JSON "
+                f"says {self.size[0]} x {self.size[1]}."
+            )
+        return image
+
+
+def read_coco_images(path: Path, image_folder: str | None = None) -> list[ListedImage]:
+    """The images of a COCO JSON; all else of it is ignored.
+
+    Args:
+        path: the JSON.
+        image_folder: where its images are, if not at one of the usual places.
 
     Raises:
-        OSError: the file cannot be read.
-        ValueError: it is not such a JSON; names the first entry that is malformed or whose id occurs twice.
+        OSError: the file cannot be read, or the images' folder is not found.
+        ValueError: an entry is malformed, or an id occurs twice.
     """
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}.") from error
-    if not isinstance(content, dict) or not isinstance(content.get("images"), list) or not content["images"]:
-        raise ValueError(f'{path} is not COCO JSON: it has no list "images" with at least one entry.')
-    images, ids = [], set()
-    for entry in content["images"]:
-        try:
-            image = {"id": int(entry["id"]), "file_name": os.fspath(entry["file_name"])}
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}: image {str(entry)[:200]} is malformed: {error!r}.") from error
-        if image["id"] in ids:
-            raise ValueError(f"{path}: the image id {image['id']} occurs twice.")
-        ids.add(image["id"])
-        images.append({**image, "width": entry.get("width"), "height": entry.get("height")})
-    return images
+    coco = read_coco(path, images_only=True)
+    check_image_ids(coco.findings, coco.image_ids, lambda place: coco.file_names[place])
+    coco.findings.refuse_errors(path, IMAGE_LIST_ERRORS, "predicted")
+    files = find_coco_files(path, path.stem.removeprefix("instances_"), None, image_folder)
+    assert files is not None  # a JSON file was given
+    found = find_images(coco.file_names, files[1], path)
+    sizes = [(width, height) if width and height else None for width, height in coco.sizes.tolist()]
+    return [
+        ListedImage(path, image_id, size, found.ambiguous.get(path))
+        for path, image_id, size in zip(found.paths, coco.image_ids.tolist(), sizes, strict=True)
+    ]
 
 
 def short_name(name: str) -> str:
@@ -180,31 +206,6 @@ def short_name(name: str) -> str:
     path = unquote(urlsplit(name).path) if is_url(name) else name
     stem = Path(path.replace("\\", "/")).stem
     return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in stem)[:100] or "image"
-
-
-def _open_listed(path: Path, entry: dict[str, Any]) -> Image.Image:
-    image = open_image(path)
-    listed = (entry["width"], entry["height"])
-    if None not in listed and image.size != listed:
-        raise ImageFileError(
-            f"{path} (image id {entry['id']}) is {image.width} x {image.height} pixels, but the COCO JSON says "
-            f"{listed[0]} x {listed[1]}."
-        )
-    return image
-
-
-def _coco_image_folder(path: Path) -> Path:
-    """The folder of a COCO JSON's images at one of the places where `load_detection_data` looks."""
-    try:
-        from ..data.sources import find_coco_files
-    except ImportError as error:
-        raise ImportError(
-            f"Name the folder of the images of {path} (--images), or install what finds it: "
-            "pip install sap-detr-hf[train]."
-        ) from error
-    files = find_coco_files(path, path.stem.removeprefix("instances_"), None, None)
-    assert files is not None  # a JSON file was given
-    return files[1]
 
 
 def _is_coco(text: str) -> bool:

@@ -21,7 +21,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from sap_detr_cli.settings.train import TrainingSettings
 
 from ..data.augmentation import make_augmentation
-from ..data.checks import cheap_checks
+from ..data.checks import cheap_checks, check_validation
 from ..data.dataset import DetectionData, DetectionRows, check_categories, load_detection_data
 from ..distributed import on_main_process, together
 from ..evaluation.coco_metric import GroundTruth
@@ -309,6 +309,7 @@ def check_data(
     if validation is None:
         return None
     check_categories(validation, model.config)
+    check_validation(validation, accelerator.process_index, accelerator.num_processes)
     return ground_truth(validation)
 
 

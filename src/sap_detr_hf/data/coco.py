@@ -1,0 +1,377 @@
+"""The one reader of COCO JSON, and the one rule by which ids, numbers and names are read.
+
+A whole number is that number however it is written (`1`, `1.0`, `"1"`). Image ids may also be text, and results keep
+it; if one id of a file is text, all are. `null` is the same as missing: `area` is then width x height, `iscrowd` 0. An
+entry that cannot be read is left out and noted as an error, see `findings.py`.
+"""
+
+import json
+import re
+import unicodedata
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .findings import Boxes, Findings
+
+_WHOLE = re.compile(r"\s*[+-]?\d{1,19}(\.0*)?\s*", re.ASCII)
+_DECIMAL = re.compile(r"\s*[+-]?\d{1,19}(\.\d*)?\s*", re.ASCII)
+_NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?\s*", re.ASCII | re.IGNORECASE)
+_BREAKS = ("Cc", "Cs", "Zl", "Zp")  # Unicode categories: control, half a character, line and paragraph separators
+
+
+@dataclass
+class CocoAnnotations:
+    """A COCO JSON.
+
+    Attributes:
+        path: The file.
+        image_ids: (images,) int64 or text, in the order of the file.
+        file_names: Of each image.
+        sizes: (images, 2) int64 width, height; 0 where the file does not say.
+        boxes: Of the listed images.
+        categories: Id -> name.
+        findings: Entries that cannot be read, and what is missing.
+    """
+
+    path: Path
+    image_ids: np.ndarray
+    file_names: list[str]
+    sizes: np.ndarray
+    boxes: Boxes
+    categories: dict[int, str]
+    findings: Findings = field(default_factory=Findings)
+
+
+def read_coco(path: str | Path, images_only: bool = False) -> CocoAnnotations:
+    """Read a COCO JSON in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
+
+    Args:
+        path: The file.
+        images_only: Leave out annotations and categories, for prediction.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is not JSON (says in which line), or has no list of images.
+    """
+    path = Path(path)
+    content = _content(path)
+    findings = Findings()
+    ids, names, sizes = _images(content["images"], findings)
+    if not ids:
+        findings.refuse_errors(path, use="predicted" if images_only else "trained on or evaluated")
+    if not images_only:
+        for kind in ("annotations", "categories"):
+            if not isinstance(content.get(kind), list):
+                findings.add(f"no {kind}", f'{path} has no list "{kind}"')
+                content[kind] = []
+    place_of: dict[Hashable, int] = {}
+    for place, image_id in enumerate(ids):
+        place_of.setdefault(image_id, place)
+    boxes = read_boxes([] if images_only else content["annotations"], place_of, findings, str(path))
+    categories = {} if images_only else read_categories(content["categories"], findings)
+    return CocoAnnotations(path, id_array(ids), names, sizes, boxes, categories, findings)
+
+
+def parse_whole_number(value: Any) -> int:
+    """The number that a value stands for.
+
+    Raises:
+        ValueError: It is no whole number, or does not fit into 64 bits; says what it is.
+    """
+    value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, str) and _WHOLE.fullmatch(value):
+        value = int(value.partition(".")[0])
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise _unlike(value, "a whole number")
+    if not -(2**63) <= value < 2**63:
+        raise _unlike(value, "a whole number of 64 bits")
+    return value
+
+
+def parse_number(value: Any) -> float:
+    """The number that a value stands for; infinity where it is too large.
+
+    Raises:
+        ValueError: It is no number; says what it is.
+    """
+    value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, str) and _NUMBER.fullmatch(value):
+        return float(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise _unlike(value, "a number")
+    try:
+        return float(value)
+    except OverflowError:
+        return float("inf")
+
+
+def parse_image_id(value: Any) -> int | str:
+    """An image's id: a whole number, or a text that is no number.
+
+    Raises:
+        ValueError: It is neither; says what it is.
+    """
+    if isinstance(value, str) and value.strip() and not _DECIMAL.fullmatch(value) and not _half_characters(value):
+        return str(value)
+    return parse_whole_number(value)
+
+
+def parse_box(value: Any) -> list[float]:
+    """The four numbers x, y, width, height.
+
+    Raises:
+        ValueError: They are not four, or no numbers.
+    """
+    if not isinstance(value, (list, tuple, np.ndarray)):
+        raise _unlike(value, "four numbers")
+    if len(value) != 4:
+        raise ValueError(f"has {len(value)} numbers, not 4")
+    return [parse_number(each) for each in value]
+
+
+def parse_crowd(value: Any) -> bool:
+    """Whether a box is a crowd region: 0 or 1, 0 where it is missing.
+
+    Raises:
+        ValueError: It is another value.
+    """
+    if value is None or isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    try:
+        return bool((0, 1).index(parse_whole_number(value)))
+    except ValueError:
+        raise _unlike(value, "0 or 1") from None
+
+
+def parse_name(value: Any) -> str:
+    """A category's name in one line.
+
+    Raises:
+        ValueError: It is missing or empty.
+    """
+    if isinstance(value, (list, dict, bool)) or value is None or not str(value).strip():
+        raise _unlike(value, "a name")
+    name = str(value)
+    if any(unicodedata.category(letter) in _BREAKS for letter in name):
+        name = " ".join("".join(" " if unicodedata.category(c) in _BREAKS else c for c in name).split())
+    return name or parse_name(None)
+
+
+def id_array(ids: Sequence[int | str]) -> np.ndarray:
+    """Image ids as an array: int64, or text where one of them is text."""
+    if any(isinstance(each, str) for each in ids):
+        return np.array([str(each) for each in ids])
+    return np.array(ids, dtype=np.int64)
+
+
+def read_boxes(
+    entries: Sequence[Any], place_of: Mapping[Hashable, int], findings: Findings, source: str = "annotations"
+) -> Boxes:
+    """COCO annotations (`image_id`, `category_id`, `bbox`, optional `area` and `iscrowd`) as arrays.
+
+    Args:
+        entries: The annotations.
+        place_of: Image id -> place in the list of images.
+        findings: Gets the entries that cannot be read, and the number of those whose image is not listed.
+        source: Of the annotations, for messages.
+    """
+    readable = [entry for entry in entries if isinstance(entry, Mapping)]
+    if len(readable) < len(entries):
+        strange = next(entry for entry in entries if not isinstance(entry, Mapping))
+        example = f"annotation {_short(strange)}: it is no object"
+        findings.add("malformed annotation", example, len(entries) - len(readable))
+    names = ("image_id", "category_id", "bbox", "area", "iscrowd")
+    columns = [[entry.get(name) for entry in readable] for name in names]
+    ids, of_id = _column(columns[0], parse_image_id, {int})
+    category, of_category = _column(columns[1], parse_whole_number, {int})
+    boxes, of_box = _box_column(columns[2])
+    missing = np.array([area is None for area in columns[3]], dtype=bool)
+    areas, of_area = _column([0.0 if area is None else area for area in columns[3]], parse_number, {float, int})
+    crowd, of_crowd = _column(columns[4], parse_crowd, set())
+    faults = {"image_id": of_id, "category_id": of_category, "bbox": of_box, "area": of_area, "iscrowd": of_crowd}
+    bad: dict[int, str] = {}
+    for name, of_field in faults.items():
+        bad |= {place: f"{name} {reason}" for place, reason in of_field.items() if place not in bad}
+    for place in sorted(bad):
+        findings.add("malformed annotation", f"annotation {_short(readable[place])}: {bad[place]}")
+    image = np.array([place_of.get(each, -1) for each in ids], dtype=np.int64)
+    keep = np.ones(len(readable), dtype=bool)
+    keep[list(bad)] = False
+    unlisted = np.flatnonzero(keep & (image < 0))
+    if len(unlisted):
+        findings.add("annotation without image", f"{source}: image id {ids[unlisted[0]]!r}", len(unlisted))
+    keep &= image >= 0
+    xywh = np.array(boxes, dtype=np.float64).reshape(-1, 4)
+    with np.errstate(all="ignore"):  # infinite boxes are found later
+        area = np.where(missing, xywh[:, 2] * xywh[:, 3], np.array(areas, dtype=np.float64))
+    category_ids, crowds = np.array(category, dtype=np.int64), np.array(crowd, dtype=bool)
+    return Boxes(image[keep], category_ids[keep], xywh[keep], area[keep], crowds[keep])
+
+
+def standard_objects(objects: Any, category_column: str = "category", box_format: str = "xywh") -> dict[str, list]:
+    """A row's `objects` as lists: `bbox` x, y, width, height in pixels, `category`, `area`, `iscrowd`.
+
+    Args:
+        objects: A dictionary of lists, where `area` and `iscrowd` may be missing, or a list of dictionaries.
+        category_column: Its column of category ids.
+        box_format: "xywh", or "xyxy" for boxes x1, y1, x2, y2.
+
+    Raises:
+        ValueError: Something is missing, of unequal length, or cannot be read; says what.
+    """
+    if isinstance(objects, (list, tuple)):
+        if any(each is None for each in objects):
+            raise ValueError("one of its objects is null")
+        objects = {name: [entry[name] for entry in objects] for name in (objects[0] if objects else ())}
+        objects = objects or {"bbox": [], category_column: []}
+    if objects is None:
+        raise ValueError("objects is null; an image without boxes has empty lists")
+    rules = {"bbox": ("bbox", parse_box), "category": (category_column, parse_whole_number)}
+    rules |= {"area": ("area", parse_number), "iscrowd": ("iscrowd", parse_crowd)}
+    standard: dict[str, list] = {}
+    for name, (column, rule) in rules.items():
+        values = objects.get(column)
+        if values is None:
+            if name in ("bbox", "category"):
+                raise ValueError(f"objects.{column} is null; an image without boxes has an empty list")
+            values = [None] * len(standard["bbox"])
+        if len(values) != len(standard.get("bbox", values)):
+            raise ValueError(f"it has {len(standard['bbox'])} boxes, but objects.{column} has {len(values)} entries")
+        try:
+            standard[name] = [0.0 if name == "area" and value is None else rule(value) for value in values]
+        except ValueError as error:
+            raise ValueError(f"an entry of objects.{column} {error}") from error
+        if name == "bbox" and box_format == "xyxy":
+            standard[name] = [[x1, y1, x2 - x1, y2 - y1] for x1, y1, x2, y2 in standard[name]]
+    given = objects.get("area")
+    for place, (_, _, width, height) in enumerate(standard["bbox"]):
+        if given is None or given[place] is None:
+            standard["area"][place] = width * height
+    return standard
+
+
+def read_categories(entries: Sequence[Any], findings: Findings) -> dict[int, str]:
+    """COCO categories as id -> name; those that cannot be read are noted."""
+    categories: dict[int, str] = {}
+    for entry in entries:
+        try:
+            number, name = _field(entry, "id", parse_whole_number), _field(entry, "name", parse_name)
+        except ValueError as error:
+            findings.add("malformed category", f"category {_short(entry)}: {error}")
+            continue
+        if name != str(entry["name"]):
+            findings.add("line break in a category name", f'category {number} is called "{name}"')
+        if number not in categories:
+            categories[number] = name
+        elif categories[number] == name:
+            findings.add("category listed twice", f'category {number} ("{name}")')
+        else:
+            findings.add("category id twice", f'category {number} is "{categories[number]}" and "{name}"')
+    return categories
+
+
+def _content(path: Path) -> dict[str, Any]:
+    encoded = path.read_bytes()
+    try:
+        content = json.loads(encoded.decode(json.detect_encoding(encoded)))
+    except UnicodeDecodeError as error:
+        line = encoded[: error.start].count(b"\n") + 1
+        raise ValueError(f"{path} is not JSON in UTF-8: {error.reason} in line {line}; save it as UTF-8.") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}.") from error
+    if not isinstance(content, dict) or not isinstance(content.get("images"), list):
+        raise ValueError(f'{path} is not COCO JSON of objects: it has no list "images".')
+    if not content["images"]:
+        raise ValueError(f"{path} lists no images.")
+    return content
+
+
+def _images(entries: list[Any], findings: Findings) -> tuple[list[int | str], list[str], np.ndarray]:
+    ids, names, sizes = [], [], []
+    for entry in entries:
+        try:
+            identity = _field(entry, "id", parse_image_id)
+            size = [_field(entry, side, _side) for side in ("width", "height")]
+        except ValueError as error:
+            findings.add("malformed image", f"image {_short(entry)}: {error}")
+            continue
+        name = entry.get("file_name")
+        if not isinstance(name, str) or not name.strip():
+            findings.add("image without file name", f"image {_short(entry)}: file_name {_unlike(name, 'a file name')}")
+            name = ""
+        elif _half_characters(name):
+            findings.add("file name that is no text", f"image {_short(entry)}")
+        if 0 in size:
+            missing = "width" if size[0] == 0 else "height"
+            findings.add("image without size", f"image {_short(entry)}: {missing} is missing")
+        ids.append(identity)
+        names.append(name)
+        sizes.append(size)
+    return ids, names, np.array(sizes, dtype=np.int64).reshape(-1, 2)
+
+
+def _side(value: Any) -> int:
+    """Width or height in pixels, 0 where it is missing."""
+    side = 0 if value is None else parse_whole_number(value)
+    if side <= 0 and value is not None:
+        raise _unlike(value, "a number of pixels")
+    return side
+
+
+def _field(entry: Any, name: str, rule: Callable[[Any], Any]) -> Any:
+    if not isinstance(entry, dict):
+        raise ValueError("it is no object")
+    try:
+        return rule(entry.get(name))
+    except ValueError as error:
+        raise ValueError(f"{name} {error}") from error
+
+
+def _half_characters(text: str) -> bool:
+    return any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def _column(values: list[Any], rule: Callable[[Any], Any], plain: set[type]) -> tuple[list[Any], dict[int, str]]:
+    """The values by a rule, which `plain` types need not, and place -> why a value cannot be read."""
+    if set(map(type, values)) <= plain and all(abs(value) < 2**63 for value in values):
+        return values, {}
+    column, faults = [], {}
+    seen: dict[Hashable, Any] = {}  # most columns repeat a few values
+    for place, value in enumerate(values):
+        key = (type(value), value) if isinstance(value, Hashable) else None
+        try:
+            if key is None or key not in seen:
+                seen[key] = rule(value)
+            column.append(seen[key])
+        except ValueError as error:
+            column.append(0)
+            faults[place] = str(error)
+    return column, faults
+
+
+def _box_column(values: list[Any]) -> tuple[Any, dict[int, str]]:
+    if set(map(type, values)) <= {list} and set(map(len, values)) <= {4}:
+        numbers = list(chain.from_iterable(values))
+        if set(map(type, numbers)) <= {int, float}:
+            try:
+                return np.array(numbers, dtype=np.float64), {}
+            except OverflowError:  # a whole number of more than 308 digits
+                pass
+    boxes, faults = _column(values, parse_box, set())
+    return [[0.0] * 4 if place in faults else each for place, each in enumerate(boxes)], faults
+
+
+def _unlike(value: Any, wanted: str) -> ValueError:
+    return ValueError("is missing" if value is None else f"is {_short(value)}, not {wanted}")
+
+
+def _short(entry: Any) -> str:
+    text = json.dumps(entry, default=str)
+    return text if len(text) <= 200 else text[:200] + "..."

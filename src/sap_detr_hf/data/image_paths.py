@@ -1,0 +1,217 @@
+"""Where the files of a COCO data set are: its annotation file, its image folder, and the file of each `file_name`."""
+
+import os
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from pathlib import Path
+
+from PIL import Image
+
+SPLIT_NAMES = {"train": ("train",), "val": ("val", "validation", "valid"), "validation": ("validation", "val")}
+
+
+def find_coco_files(
+    data: Path, split: str, annotations: str | Path | None, images: str | Path | None
+) -> tuple[Path, Path] | None:
+    """Annotation file and image folder of a split, None where `data` is not COCO JSON.
+
+    Raises:
+        FileNotFoundError: A named file or folder does not exist, or no image folder fits the annotation file.
+    """
+    if data.suffix.lower() == ".json":
+        data, annotations = data.parent, annotations or data
+    if annotations is None:
+        annotations = _first_existing(data, annotation_names(split))
+        if annotations is None:
+            return None
+    if not Path(annotations).is_file():
+        raise FileNotFoundError(f"There is no annotation file {annotations}.")
+    # data/annotations/instances_train.json: the pictures lie beside the folder `annotations`.
+    root = data.parent if data.name == "annotations" else data
+    folder = Path(images) if images is not None else _first_existing(root, _image_folders(split, Path(annotations)))
+    if folder is None or not folder.is_dir():
+        looked_for = images or ", ".join(str(root / name) for name in _image_folders(split, Path(annotations)))
+        raise FileNotFoundError(f"No image folder for {annotations}: looked for {looked_for}. Name it with `images`.")
+    return Path(annotations), folder
+
+
+def annotation_names(split: str) -> list[str]:
+    """Where the COCO JSON of a split may lie within the data folder."""
+    names = []
+    for name in SPLIT_NAMES.get(split, (split,)):
+        names += [f"annotations/instances_{name}2017.json", f"annotations/instances_{name}.json"]
+        names += [f"annotations/{name}.json", f"{name}.json", f"{name}/_annotations.coco.json", f"{name}/labels.json"]
+    return names
+
+
+@dataclass
+class ImagePaths:
+    """The files of a data set's images.
+
+    Attributes:
+        paths: Of each image, in the order of the names; where no file fits, the folder and the name as written.
+        renamed: Name -> path of files under another name (upper and lower case, suffix, folder) that alone fit.
+        ambiguous: Path as written -> what else fits, in words.
+    """
+
+    paths: list[str]
+    renamed: dict[str, str] = field(default_factory=dict)
+    ambiguous: dict[str, str] = field(default_factory=dict)
+
+
+def find_images(names: Sequence[str], folder: Path, annotation_file: Path) -> ImagePaths:
+    """The file of each `file_name`.
+
+    A name is first read as it stands, below the image folder. Where there is no such file, exporters may have meant it
+    from the folder above or from the annotation file's folder, with backslashes, with folders of another machine, in
+    other letters (case, accents), or without its suffix: taken where exactly one file fits, and fits no other name.
+    """
+    folder = folder.resolve()
+    result = ImagePaths([os.path.join(folder, name) for name in names])
+    listing = cache(_Listing)
+    exist = [os.path.basename(path) in listing(os.path.dirname(path)).names for path in result.paths]
+    if all(exist):
+        return result
+    search = _Search(folder, annotation_file.resolve().parent)
+    found = {name: search.files(name) for name, there in zip(names, exist, strict=True) if not there}
+    wanted_by: dict[str, set[str]] = defaultdict(set)
+    for name, path, there in zip(names, result.paths, exist, strict=True):
+        for candidate in [path] if there else [candidate for candidate, _ in found[name]]:
+            wanted_by[candidate].add(name)
+    for place, name in enumerate(names):
+        if exist[place] or not found[name]:
+            continue
+        candidates = found[name]
+        if len(candidates) > 1:
+            result.ambiguous[result.paths[place]] = " or ".join(path for path, _ in candidates)
+        elif len(wanted_by[candidates[0][0]]) > 1:
+            shared = ", ".join(sorted(wanted_by[candidates[0][0]])[:3])
+            result.ambiguous[result.paths[place]] = f"{candidates[0][0]}, which several names lead to: {shared}"
+        else:
+            path, as_written = candidates[0]
+            result.paths[place] = path
+            if not as_written:
+                result.renamed[name] = path
+    return result
+
+
+class _Listing:
+    """A folder's entries. One look at a folder is far quicker over a network than one at each of its files."""
+
+    def __init__(self, folder: str):
+        try:
+            self.names = frozenset(os.listdir(folder))
+        except (OSError, ValueError):  # no folder, or a name that none can have
+            self.names = frozenset()
+
+    @cached_property
+    def folded(self) -> dict[str, list[str]]:
+        """Entries by their name in any letters."""
+        return self._by(lambda name: name)
+
+    @cached_property
+    def stems(self) -> dict[str, list[str]]:
+        """Image files by their name in any letters, without suffix."""
+        suffixes = tuple(Image.registered_extensions())
+        return self._by(lambda name: os.path.splitext(name)[0] if name.lower().endswith(suffixes) else "")
+
+    def _by(self, key: Callable[[str], str]) -> dict[str, list[str]]:
+        entries = defaultdict(list)
+        for name in sorted(self.names):
+            entries[_folded(key(name))].append(name)
+        return dict(entries)
+
+
+class _Search:
+    """Looks for files whose names are not as written."""
+
+    def __init__(self, folder: Path, annotations: Path):
+        self.folder, self.annotations = folder, annotations
+        self.roots = list(dict.fromkeys([folder, folder.parent, annotations, annotations.parent]))
+        # Beside the annotation file only, where another split's folder of the same content is not met.
+        self.roots += [root for name in ("images", "data") if (root := annotations / name) not in self.roots]
+        self.listing = cache(_Listing)
+        self.folders = cache(self._folders)
+
+    def files(self, name: str) -> list[tuple[str, bool]]:
+        """Paths that may be meant, and whether each is only the name as written below another folder."""
+        *parts, last = re.split(r"[\\/]+", name)
+        folders = self.folders(tuple(part for part in parts if part not in ("", ".", "..")))
+        if not last:
+            return []
+        found = self._matches([folder for folder in folders if not folder[2]], last)
+        found = found or self._matches([folder for folder in folders if folder[2]], last)
+        paths: dict[str, tuple[str, bool]] = {}
+        for folder, each, plain in found:
+            path = os.path.join(folder, each)
+            if os.path.isfile(path):
+                paths.setdefault(os.path.realpath(path) if len(found) > 1 else path, (path, plain))
+        return list(paths.values())
+
+    def _matches(self, folders: list[tuple[str, bool, bool]], name: str) -> list[tuple[str, str, bool]]:
+        """Folder and name of the entries of this name: exactly, else in other letters, else without its suffix."""
+        exact = [(folder, name, plain) for folder, plain, _ in folders if name in self.listing(folder).names]
+        listings = [(folder, self.listing(folder)) for folder, _, _ in folders]
+        key = _folded(name)
+        letters = exact or [(folder, each, False) for folder, listed in listings for each in listed.folded.get(key, ())]
+        return letters or [(folder, each, False) for folder, listed in listings for each in listed.stems.get(key, ())]
+
+    def _folders(self, parts: tuple[str, ...]) -> list[tuple[str, bool, bool]]:
+        """Folders that the folders of a name may mean, whether each is as written, and whether parts were left out."""
+        found: dict[str, tuple[bool, bool]] = {}
+        for root in self.roots:
+            if not parts and root in (self.folder.parent, self.annotations.parent):
+                continue  # a bare name is not looked for above the data set's own folders
+            for folder in self._below(str(root), parts):
+                as_written = folder == os.path.join(root, *parts) and (bool(parts) or root == self.folder)
+                found.setdefault(folder, (as_written, False))
+        for cut in range(1, len(parts) + 1):
+            for folder in self._below(str(self.folder), parts[cut:]):
+                found.setdefault(folder, (False, True))
+        return [(folder, *kind) for folder, kind in found.items()]
+
+    def _below(self, folder: str, parts: Iterable[str]) -> list[str]:
+        folders = [folder]
+        for part in parts:
+            listings = [(each, self.listing(each)) for each in folders]
+            folders = [
+                os.path.join(each, name)
+                for each, listed in listings
+                for name in ([part] if part in listed.names else listed.folded.get(_folded(part), ()))
+            ]
+        return [each for each in folders if os.path.isdir(each)]
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _image_folders(split: str, annotation_file: Path) -> list[str]:
+    stem = annotation_file.stem.removeprefix("instances_")
+    names = [stem]
+    for name in SPLIT_NAMES.get(split, (split,)):
+        names += [f"{name}2017", name]
+    beside = [f"{annotation_file.parent.name}/data", "data"] if stem == "labels" else []
+    return beside + [f"images/{name}" for name in names] + names + ["images", "data", "."]
+
+
+def _first_existing(root: Path, names: list[str]) -> Path | None:
+    """The first of these that exists, in any letters where none is as written."""
+    exact = next((root / name for name in names if (root / name).exists()), None)
+    if exact is not None and exact.name not in (".", "") and exact != root:
+        return exact
+    for name in names:
+        place = root
+        for part in Path(name).parts:
+            matches = _Listing(str(place)).folded.get(_folded(part), [])
+            if len(matches) != 1:
+                break
+            place /= matches[0]
+        else:
+            if place != root:
+                return place
+    return exact
