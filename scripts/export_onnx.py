@@ -17,8 +17,14 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {args.output} must end in .onnx and lie in a directory that exists", file=sys.stderr)
         return 2
     # after the arguments, so that --help answers at once
-    from sap_detr_hf.export.onnx import TOLERANCE, ExportError, compare_with_torch, difference_table, export_onnx
-    from sap_detr_hf.export.quantization import quantize_int8
+    from sap_detr_hf.export.onnx import (
+        TOLERANCE,
+        ExportError,
+        compare_with_torch,
+        difference_table,
+        export_onnx,
+        quantize_int8,
+    )
     from sap_detr_hf.weights.pretrained import load_pretrained
 
     try:
