@@ -4,8 +4,13 @@ import pytest
 from tiny_training import TINY_MODEL
 
 from sap_detr_hf import SapDetrConfig, SapDetrForObjectDetection
-from sap_detr_hf.training.ema import average_weights
-from sap_detr_hf.training.optimization import build_optimizer, build_scheduler, freeze_parameters, learning_rate_factor
+from sap_detr_hf.training.optimization import (
+    average_weights,
+    build_optimizer,
+    build_scheduler,
+    freeze_parameters,
+    learning_rate_factor,
+)
 from sap_detr_hf.training.settings import TrainingSettings
 
 

@@ -98,6 +98,10 @@ class TrainingSettings:
     channels_last: Annotated[bool, "channels-last convolutions: faster on CPUs and on tensor cores"] = False
     compile: Annotated[bool, "torch.compile encoder and decoder: for the first image size, then for all others"] = False
 
+    process_timeout: Annotated[float, "minutes that processes wait for one that does not answer, then the run ends"] = (
+        10.0
+    )
+
     # Evaluation and keeping
     evaluation_epochs: Annotated[int, "measure AP every N epochs; 0: never"] = 1
     evaluation_steps: Annotated[int | None, "measure AP also every N steps"] = None
@@ -148,6 +152,8 @@ class TrainingSettings:
                     raise ValueError(f"`{name}` = {value} must be at least {smallest}.")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"`ema_decay` = {self.ema_decay} must lie between 0 and 1.")
+        if self.process_timeout <= 0:
+            raise ValueError(f"`process_timeout` = {self.process_timeout} must be above 0.")
         if self.gradient_clip is not None and self.gradient_clip <= 0:
             raise ValueError(f"`gradient_clip` = {self.gradient_clip} must be above 0; leave it empty for no clipping.")
 
