@@ -7,6 +7,7 @@ Several GPUs: `accelerate launch --config_file recipes/accelerate/gpu_4.yaml scr
 import os
 import sys
 
+from sap_detr_hf.distributed import first_on_machine
 from sap_detr_hf.training.failure import TrainingFailed
 from sap_detr_hf.training.loop import train
 from sap_detr_hf.training.settings import settings_from_arguments
@@ -21,16 +22,16 @@ def main(argv: list[str] | None = None) -> int:
             print(settings.to_yaml(), file=sys.stderr, flush=True)
         result = train(settings)
     except TrainingFailed as error:
-        return _say(error, main_process, 1)
+        return _say(error, 1)
     except (ValueError, OSError) as error:
-        return _say(error, main_process, 2)
+        return _say(error, 2)
     if main_process:
         print("  ".join(f"{name} {value}" for name, value in result.items()))
     return 0
 
 
-def _say(error: Exception, main_process: bool, code: int) -> int:
-    if main_process:
+def _say(error: Exception, code: int) -> int:
+    if first_on_machine():
         print(f"error: {error}", file=sys.stderr, flush=True)
     return code
 

@@ -3,6 +3,7 @@
 
 import gc
 import os
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -57,9 +58,12 @@ def first_on_machine() -> bool:
     return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
-def is_lost_contact(error: RuntimeError) -> bool:
-    """Whether an operation failed because another process died or did not answer; Gloo has no class for it."""
-    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+def connection_error(error: RuntimeError) -> str | None:
+    """Say why another process could not be reached (it died or did not answer); None for any other error."""
+    text = one_sentence(error)
+    if not isinstance(error, torch.distributed.DistError) and "gloo" not in text:  # Gloo's errors have no class
+        return None
+    return re.sub(r"^\[\S+\] ", "", text).split(". ")[0].rstrip(".")
 
 
 def end_processes() -> None:

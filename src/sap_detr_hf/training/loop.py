@@ -15,8 +15,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from ..distributed import (
     all_processes_together,
+    connection_error,
     end_processes,
-    is_lost_contact,
     machines,
     one_sentence,
     raise_together,
@@ -50,12 +50,12 @@ def train(settings: TrainingSettings) -> dict[str, float | str]:
         result = run_training(settings)
         end_processes()  # here, where nothing references the run any more
     except RuntimeError as error:
-        if not is_lost_contact(error):
+        if connection_error(error) is None:
             raise
         raise TrainingFailed(
             f"Training stopped: {this_process()} lost another process, which was killed, failed or did not answer "
-            f"within `process_timeout` = {settings.process_timeout:g} minutes ({one_sentence(error)}). Start all "
-            "machines again with `--resume auto`."
+            f"within `process_timeout` = {settings.process_timeout:g} minutes ({connection_error(error)}). Start "
+            "all of them again with `--resume auto`."
         ) from error
     return result
 
