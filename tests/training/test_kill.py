@@ -12,7 +12,7 @@ from tiny_training import TINY_MODEL, differences, fork, metrics, newest_state, 
 from sap_detr_hf.demo.digits import make_digits
 
 KILLS = 20
-STEPS_OF_AN_ATTEMPT = 6  # at most: so that the run is not over before the last kill
+STEPS_OF_AN_ATTEMPT = 4  # at most: so that the run is not over before the last kill
 
 
 def test_killed_at_random_moments_equals_uninterrupted(tmp_path):
@@ -23,7 +23,7 @@ def test_killed_at_random_moments_equals_uninterrupted(tmp_path):
         cache_dir=str(tmp_path / "cache"),
         model_overrides={**TINY_MODEL, "dropout": 0.1},
         augmentation="flip",
-        epochs=KILLS * STEPS_OF_AN_ATTEMPT // 3 + 2,  # 3 steps each
+        epochs=KILLS * STEPS_OF_AN_ATTEMPT // 3 + 3,  # 3 steps each
         ema_decay=0.9,
         evaluation_epochs=1,
         checkpoint_steps=1,
