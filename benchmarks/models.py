@@ -16,7 +16,7 @@ from transformers import (
 
 from sap_detr_hf.model.configuration_sap_detr import PUBLISHED_VARIANTS, R50_BACKBONE, SapDetrConfig
 from sap_detr_hf.model.modeling_sap_detr import SapDetrForObjectDetection
-from sap_detr_hf.training.compilation import allow_compilations
+from sap_detr_hf.training.model import allow_compilations
 
 from .gaussian_forms import GAUSSIAN_FORMS, gaussian_form
 from .released_form import released_form

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 import sap_detr_hf
 from sap_detr_hf.model.loss import sap_detr_loss
-from sap_detr_hf.training.compilation import compile_transformer
+from sap_detr_hf.training.model import compile_transformer
 from sap_detr_hf.weights.pretrained import AUTOCAST_DTYPES
 
 from .models import box_labels, build_model, image_batch

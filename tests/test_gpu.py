@@ -13,7 +13,7 @@ from torch._dynamo.utils import counters
 
 from benchmarks.gaussian_forms import GAUSSIAN_FORMS, gaussian_form
 from sap_detr_hf.demo.digits import make_digits
-from sap_detr_hf.training.compilation import compile_transformer
+from sap_detr_hf.training.model import compile_transformer
 
 FORMS = [None, *GAUSSIAN_FORMS]
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

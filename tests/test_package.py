@@ -85,7 +85,7 @@ def test_distributions_can_be_uploaded(distributions):
 def test_wheel_holds_the_package_and_nothing_else(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     code = {name for name in names if not re.match(r"sap_detr_hf-[\w.]+\.dist-info/", name)}
-    files = {path for suffix in ("py", "yaml", "md") for path in SOURCE.glob(f"sap_detr_*/**/*.{suffix}")}
+    files = {path for suffix in ("py", "yaml", "sh", "md") for path in SOURCE.glob(f"sap_detr_*/**/*.{suffix}")}
     assert code == {path.relative_to(SOURCE).as_posix() for path in files}
     assert {"sap_detr_cli/main.py", "sap_detr_hf/recipes/accelerate/gpu_4.yaml"} <= code
     assert "sap_detr_hf/evaluation/coco_detection/coco_detection.py" in code

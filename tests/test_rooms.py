@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "explain": {"inference", *MODEL_READERS},
     "training": {"evaluation", *MODEL_READERS},
     "app": {"explain", "inference", "model", "weights"},
-    "hub": {"evaluation.report", "model", "training.settings", "weights"},
+    "hub": {"evaluation.report", "model", "weights"},
 }
 FREE = {"cli", "demo"}  # may import everything
 SMALL = {path.stem for path in (SOURCE / "sap_detr_hf").glob("[!_]*.py")}

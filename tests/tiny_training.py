@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -95,6 +96,36 @@ def start(*arguments: str, processes: int = 1) -> subprocess.Popen:
         text=True,
         start_new_session=True,
     )
+
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["sap_detr_hf.training.loop", "sap_detr_hf.demo.digits"])
+
+
+def fork(log: Path, *arguments: str, machine: int | None = None, port: int = 0):
+    """`train.py` in a process forked from one that has imported everything, its output in `log`.
+
+    With `machine`, it is that one of two machines of one process each, as a launcher says it in the environment.
+    """
+    places = {"RANK": machine, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1,
+              "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}  # fmt: skip
+    environment = {} if machine is None else {name: str(value) for name, value in places.items()}
+    process = FORKS.Process(target=_run_forked, args=(log, environment, arguments))
+    process.start()
+    return process
+
+
+def _run_forked(log: Path, environment: dict[str, str], arguments: tuple):
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.environ.update(environment, HF_HUB_OFFLINE="1")
+    sys.exit(run_here(*arguments))
+
+
+def newest_step(folder: Path) -> int:
+    """Step of the newest checkpoint of a run; 0 where there is none."""
+    return max((int(path.stem[5:]) for path in (folder / "checkpoints").glob("step_*.pt")), default=0)
 
 
 def finish(process: subprocess.Popen, timeout: float = 120) -> tuple[int, str]:

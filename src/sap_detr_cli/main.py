@@ -72,7 +72,7 @@ def verb(name: str) -> Callable[..., int]:
 
 
 def fail(reason: object, code: int) -> int:
-    """Print one sentence, on one of several processes, and return the exit code."""
-    if os.environ.get("RANK", "0") == "0":
+    """Print one sentence, once on each of several machines, and return the exit code."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"error: {reason}", file=sys.stderr, flush=True)
     return code

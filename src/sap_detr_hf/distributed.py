@@ -1,51 +1,76 @@
 # Copyright 2026 The sap_detr_hf authors. Licensed under the Apache License, Version 2.0.
-"""Processes of one run fail together or not at all: a process that fails alone leaves the others waiting for ever."""
+"""Processes of one run fail together or not at all: a process that fails alone leaves the others waiting."""
 
 import gc
-from collections.abc import Callable
-from typing import TypeVar
+import os
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch.distributed
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
-
-Result = TypeVar("Result")
+from accelerate import PartialState
+from accelerate.utils import gather_object
 
 
-def together(accelerator: Accelerator, action: Callable[[], Result]) -> Result:
-    """Runs `action` on every process; where it fails on any, all of them raise the first failure's message.
+@contextmanager
+def all_processes_together() -> Iterator[None]:
+    """Run a block on every process; where it fails on any, all of them raise the first failure's message.
 
     Raises:
-        ValueError: `action` raised a ValueError or OSError on some process.
+        ValueError: the block raised a ValueError or OSError on some process.
     """
-    result, failure = None, None
+    failure = None
     try:
-        result = action()
+        yield
     except (ValueError, OSError) as error:
         failure = one_sentence(error)
-    failures = [text for text in gather_object([failure]) if text]
-    if failures:
-        raise ValueError(failures[0])
-    return result  # type: ignore[return-value]
+    raise_together(failure)
 
 
-def on_main_process(accelerator: Accelerator, action: Callable[[], Result]) -> Result:
-    """Runs `action` on the main process only and gives its (picklable) result to all; a failure is raised on all.
+def raise_together(failure: str | None, error: type[Exception] = ValueError) -> None:
+    """Raise the first failure of all processes on all of them; every process must call this.
 
-    Raises:
-        ValueError: `action` raised a ValueError or OSError.
+    Args:
+        failure: this process's failure as one sentence; None where it has none.
+        error: class of the exception. Its message names the process, unless all processes failed alike.
     """
-    result = together(accelerator, lambda: action() if accelerator.is_main_process else None)
-    results = [result]
-    broadcast_object_list(results)
-    return results[0]  # type: ignore[return-value]
+    outcomes = gather_object([(failure, this_process())])
+    for text, process in outcomes:
+        if text is not None:
+            alike = all(other == text for other, _ in outcomes)
+            raise error(text if alike else f"{text} ({process})")
+
+
+def this_process() -> str:
+    """Name this process and its machine for messages, such as "process 1 of 4 on node-a"."""
+    state = PartialState()
+    return f"process {state.process_index} of {state.num_processes} on {socket.gethostname()}"
+
+
+def machines() -> list[str]:
+    """Return the host name of each machine's first process; every process must call this."""
+    return [name for name in gather_object([socket.gethostname() if first_on_machine() else ""]) if name]
+
+
+def first_on_machine() -> bool:
+    """Whether this process prints the messages of its machine; the launcher numbers them in the environment."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def connection_error(error: RuntimeError) -> str | None:
+    """Say why another process could not be reached (it died or did not answer); None for any other error."""
+    text = one_sentence(error)
+    if not isinstance(error, torch.distributed.DistError) and "gloo" not in text:  # Gloo's errors have no class
+        return None
+    return re.sub(r"^\[\S+\] ", "", text).split(". ")[0].rstrip(".")
 
 
 def end_processes() -> None:
-    """Takes this process out of the group, when all have done their work; nothing to do for a single process.
+    """Leave the process group, when all processes have done their work; nothing to do for a single process.
 
-    Whatever holds the group, such as a model wrapped for several processes, must be out of use: its communication
-    threads end with the last holder, and a process whose interpreter ends before they do is aborted.
+    Call it after the DDP model is gone: the threads of NCCL and Gloo live as long as anything references the process
+    group, and a process that exits while they run is aborted.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         gc.collect()
@@ -54,7 +79,7 @@ def end_processes() -> None:
 
 
 def one_sentence(error: BaseException) -> str:
-    """The message of an error; of one that a loader's worker process passed on, its last line without the class."""
+    """Return the message of an error; of one that a loader's worker process passed on, its last line without class."""
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
     if not lines:
         return type(error).__name__

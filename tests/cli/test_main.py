@@ -73,9 +73,9 @@ def test_every_verb_has_a_script_and_the_module_runs():
     assert "usage: sap-detr train [RECIPE] [options]" in done.stdout
 
 
-def test_only_the_first_process_says_what_is_wrong(monkeypatch, capsys):
+def test_only_the_first_process_of_a_machine_says_what_is_wrong(monkeypatch, capsys):
     for rank, error in (("0", "error: "), ("1", "")):
-        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("LOCAL_RANK", rank)
         assert main(["evaluate", "model"]) == 2
         assert capsys.readouterr().err[:7] == error
 

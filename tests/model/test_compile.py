@@ -9,7 +9,7 @@ from torch import distributed, nn
 from torch._dynamo.utils import counters
 
 from sap_detr_hf.distributed import end_processes
-from sap_detr_hf.training.compilation import compile_transformer
+from sap_detr_hf.training.model import compile_transformer
 
 SIZES = [((96, 128), (64, 96)), ((128, 160), (128, 160)), ((80, 64), (64, 64)), ((96, 224), (96, 200))]
 

@@ -5,8 +5,13 @@ from tiny_training import TINY_MODEL
 
 from sap_detr_cli.settings.train import TrainingSettings
 from sap_detr_hf import SapDetrConfig, SapDetrForObjectDetection
-from sap_detr_hf.training.ema import average_weights
-from sap_detr_hf.training.optimization import build_optimizer, build_scheduler, freeze_parameters, learning_rate_factor
+from sap_detr_hf.training.optimization import (
+    average_weights,
+    build_optimizer,
+    build_scheduler,
+    freeze_parameters,
+    learning_rate_factor,
+)
 
 
 def settings(**changes):

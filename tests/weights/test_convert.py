@@ -19,7 +19,7 @@ from sap_detr_cli.settings.convert_checkpoint import ConversionSettings
 from sap_detr_cli.settings.train import TrainingSettings
 from sap_detr_hf.model.configuration_sap_detr import PUBLISHED_VARIANTS
 from sap_detr_hf.weights.convert import (
-    CheckpointError,
+    ConversionError,
     config_of_checkpoint,
     convert_checkpoint,
     convert_state_dict,
@@ -82,13 +82,13 @@ def test_variant_is_read_from_the_settings():
     assert config_of_checkpoint(tensors, {**ARGS, "dilation": True}).dilation
     assert config_of_checkpoint(tensors, None, "r50-dc5").dilation
     assert not config_of_checkpoint(tensors, ARGS).dilation
-    with pytest.raises(CheckpointError, match="--variant"):
+    with pytest.raises(ConversionError, match="--variant"):
         config_of_checkpoint(tensors, None)
 
 
 @pytest.mark.parametrize(("name", "value"), [("pre_norm", True), ("sdg", False), ("random_refpoints_xy", True)])
 def test_unsupported_settings_are_refused(name, value):
-    with pytest.raises(CheckpointError, match=f"`{name}` = {value}"):
+    with pytest.raises(ConversionError, match=f"`{name}` = {value}"):
         config_of_checkpoint(released_state_dict("resnet50"), {**ARGS, name: value})
 
 
@@ -126,12 +126,12 @@ def _changed(change) -> dict[str, torch.Tensor]:
 )
 def test_every_tensor_is_used_exactly_once(change, message):
     tensors = _changed(change)
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(ConversionError, match=message):
         convert_state_dict(tensors, config_of_checkpoint(tensors, ARGS))
 
 
 def test_deeper_backbone_is_not_silently_cut():
-    with pytest.raises(CheckpointError, match="have no place"):
+    with pytest.raises(ConversionError, match="have no place"):
         convert_state_dict(
             released_state_dict("resnet101"), config_of_checkpoint(released_state_dict("resnet101"), ARGS)
         )
@@ -161,7 +161,7 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path, monkeypatch, protocol):
         torch.save({"model": _Attack()}, path)
     else:
         path.write_bytes(pickle.dumps({"model": _Attack()}))
-    with pytest.raises(CheckpointError, match="can run any code"):
+    with pytest.raises(ConversionError, match="can run any code"):
         read_checkpoint(path)
     assert not (tmp_path / "attacked").exists()
 
@@ -171,7 +171,7 @@ def test_a_truncated_file_is_named(checkpoint, tmp_path, keep):
     content = checkpoint.read_bytes()
     path = tmp_path / "cut.pth"
     path.write_bytes(content[: int(len(content) * keep) if isinstance(keep, float) else keep])
-    with pytest.raises(CheckpointError, match=r"cut\.pth"):
+    with pytest.raises(ConversionError, match=r"cut\.pth"):
         read_checkpoint(path)
 
 
@@ -179,7 +179,7 @@ def test_other_files_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no checkpoint file"):
         read_checkpoint(tmp_path / "missing.pth")
     torch.save({"model": {"conv1.weight": torch.zeros(3)}}, tmp_path / "foreign.pth")
-    with pytest.raises(CheckpointError, match="holds no SAP-DETR model"):
+    with pytest.raises(ConversionError, match="holds no SAP-DETR model"):
         read_checkpoint(tmp_path / "foreign.pth")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("keep")

@@ -131,6 +131,10 @@ class TrainingSettings(Settings):
     checkpoint_steps: Annotated[int | None, "save the training state also every N steps", AT_LEAST_1] = None
     keep_checkpoints: Annotated[int, "how many of the newest training states stay on disk", AT_LEAST_1] = 2
 
+    process_timeout: Annotated[
+        float, "minutes that processes wait for one that does not answer, then the run ends", ABOVE_0
+    ] = 10.0
+
     # Reporting
     log_steps: Annotated[int, "write a line of metrics.jsonl (and of the tracker) every N steps", AT_LEAST_1] = 10
     tracker: Annotated[str | None, "tensorboard, wandb, trackio or another of Accelerate's trackers"] = None

@@ -5,8 +5,7 @@ from pathlib import Path
 from sap_detr_cli.main import fail
 from sap_detr_cli.settings.export import ExportSettings
 
-from ..export.onnx import ExportError, compare_with_torch, difference_table, export_onnx
-from ..export.quantization import quantize_int8
+from ..export.onnx import ExportError, compare_with_torch, difference_table, export_onnx, quantize_int8
 from ..weights.pretrained import load_pretrained
 
 

@@ -214,7 +214,7 @@ class RowPreparation:
         else:
             with sample_randomness(self.seed, epoch, index):
                 image, target = self.augmentation(image, target)
-            image = _eight_bit(image)
+            image = _pixels(image)
             _check_canvas(target, image)
             pixel_values = normalize(image, self.image_processor)
         return {"pixel_values": pixel_values, "labels": _labels(row, target, pixel_values.shape[-2:])}
@@ -346,8 +346,16 @@ def _where(row: dict[str, Any]) -> str:
 
 
 def normalize(image: torch.Tensor, image_processor: Any) -> torch.Tensor:
-    """Scale and normalize a (3, height, width) uint8 image with the image processor's own methods: float32."""
+    """Scale and normalize a (3, height, width) image, 0 to 255, with the image processor's own methods: float32.
+
+    Raises:
+        ValueError: The Pillow backend, which takes 8 bits, was given values that are not finite.
+    """
     if not hasattr(image_processor, "rescale_and_normalize"):  # the Pillow backend
+        if image.is_floating_point():
+            if not image.isfinite().all():
+                raise ValueError("The augmentation returned an image with values that are not finite.")
+            image = image.round().byte()
         options = {"do_resize": False, "do_pad": False, "return_tensors": "pt"}
         return image_processor(images=image, **options)["pixel_values"][0].float()
     names = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
@@ -357,11 +365,11 @@ def normalize(image: torch.Tensor, image_processor: Any) -> torch.Tensor:
     return image_processor.rescale_and_normalize(image[None], **options)[0].float()
 
 
-def _eight_bit(image: Any) -> torch.Tensor:
-    """An augmented image as (3, height, width) uint8; floats are in [0, 1], as everywhere in torchvision."""
+def _pixels(image: Any) -> torch.Tensor:
+    """An augmented image as (3, height, width), 0 to 255: uint8, or float32 where it is float, in [0, 1]."""
     image = image if isinstance(image, torch.Tensor) else F.pil_to_tensor(image)
     if image.is_floating_point():
-        image = image.clamp(0, 1)
+        return image.float().clamp(0, 1) * 255  # a NaN stays one, for training to stop at
     image = F.to_dtype(torch.as_tensor(image), torch.uint8, scale=True)
     # Resized images lie channel beside channel; NumPy parts the channels in half of PyTorch's time.
     return torch.from_numpy(np.ascontiguousarray(image.numpy()))

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..data.dataset import DetectionData, collate, image_name, open_row_image
-from ..distributed import together
+from ..distributed import all_processes_together
 from ..evaluation_mode import evaluation_mode
 from ..inference.detector import Detector, SalientDetections, plan_batches, prepare_image, prepared_size
 from .coco_metric import CocoMetric, CocoResult, GroundTruth
@@ -238,5 +238,7 @@ def _all_predictions(outcomes: list[ImagePrediction | Exception]) -> list[ImageP
 def _compute_together(metric: CocoMetric, accelerator: Accelerator) -> CocoResult:
     """`metric.compute()`, each process doing a share of the categories: for COCO it takes minutes on one core."""
     category_ids = sorted(metric.truth.category_names)[accelerator.process_index :: accelerator.num_processes]
-    shares = gather_object([together(accelerator, lambda: metric.evaluate_categories(category_ids))])
+    with all_processes_together():
+        share = metric.evaluate_categories(category_ids)
+    shares = gather_object([share])
     return metric.summarize({category_id: curves for share in shares for category_id, curves in share.items()})

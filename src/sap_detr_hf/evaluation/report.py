@@ -19,7 +19,7 @@ from sap_detr_cli.settings.evaluate import EvaluationSettings
 
 from ..data.checks import check_validation
 from ..data.dataset import DetectionData, check_categories, load_detection_data, open_row_image
-from ..distributed import on_main_process, together
+from ..distributed import all_processes_together
 from ..drawing import contact_sheet, draw_detections
 from ..environment import hardware_name, software_versions, tf32_settings
 from ..files import prepare_folder, whole_file
@@ -62,10 +62,14 @@ def evaluate_model(settings: EvaluationSettings, command: str | None = None) -> 
     check_device_and_dtype(settings.device, settings.dtype)
     accelerator = Accelerator(cpu=settings.device == "cpu")
     output = Path(settings.output)
-    model, image_processor, data = together(accelerator, lambda: _prepare(settings))
-    together(accelerator, lambda: check_validation(data, accelerator.process_index, accelerator.num_processes))
-    on_main_process(accelerator, lambda: prepare_folder(output, settings.overwrite, results=REPORT))
-    truth = together(accelerator, lambda: ground_truth(data))
+    with all_processes_together():
+        model, image_processor, data = _prepare(settings)
+    with all_processes_together():
+        check_validation(data, accelerator.process_index, accelerator.num_processes)
+    with all_processes_together():
+        if accelerator.is_main_process:
+            prepare_folder(output, settings.overwrite, results=REPORT)
+        truth = ground_truth(data)
     evaluation = evaluate_detections(
         model.to(accelerator.device),
         data.dataset,
@@ -93,7 +97,9 @@ def evaluate_model(settings: EvaluationSettings, command: str | None = None) -> 
         "tf32": tf32_settings(accelerator.device),
         "versions": software_versions(),
     }
-    on_main_process(accelerator, lambda: _write_report(output, results, evaluation, data, settings.worst))
+    with all_processes_together():
+        if accelerator.is_main_process:
+            _write_report(output, results, evaluation, data, settings.worst)
     return results
 
 

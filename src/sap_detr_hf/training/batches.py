@@ -22,21 +22,25 @@ def epoch_batches(
     images_per_device: int,
     batches_per_step: int,
     wide: np.ndarray | None = None,
+    group_size: int | None = None,
     drop_last: bool = False,
 ) -> torch.Tensor:
-    """The batches of one epoch, (steps, batches_per_step, images_per_device) indices of images.
+    """Order the images of one epoch in batches, (steps, batches_per_step, images_per_device) indices of images.
 
     An optimizer step consists of `batches_per_step` = processes x accumulation batches. Every image comes once; an
     incomplete last step is dropped or filled with the epoch's first batches, so that all processes always have equally
     many full batches and none waits for another.
 
     Args:
-        wide: (images,) bool; batches then hold only wide or only tall images, but for one batch of what is left over.
+        wide: (images,) bool; batches then hold only wide or only tall images, but for one batch of the remainders.
+        group_size: images of one orientation in a row, `images_per_device` by default; 0: do not group. The order
+            depends on this number, not on the sizes of the batches.
     """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     order = torch.randperm(images, generator=generator)
-    if wide is not None:
-        order = _grouped(order, torch.from_numpy(wide), images_per_device, generator)
+    group_size = images_per_device if group_size is None else group_size
+    if wide is not None and group_size:
+        order = _grouped(order, torch.from_numpy(wide), group_size, generator)
     images_per_step = images_per_device * batches_per_step
     steps = images // images_per_step if drop_last else -(-images // images_per_step)
     repeats = -(-steps * images_per_step // images)
@@ -71,14 +75,24 @@ class ProcessBatchSampler(Sampler[list[int]]):
                 f"{images} training images are fewer than one effective batch of {images_per_step}: "
                 "set `drop_last` to false or a smaller `effective_batch`."
             )
+        self.begun: dict[int, int] = {}
         self.start(0, 0)
 
     def start(self, epoch: int, step: int):
-        """Makes the next iteration begin at `step` of `epoch`."""
+        """Make the next iteration begin at `step` of `epoch`."""
         self.epoch, self.first_step = epoch, step
 
+    def group_size(self, epoch: int) -> int:
+        """Return the `group_size` that orders an epoch, 0 where its images are not grouped."""
+        return self.begun.get(epoch, self.order.get("group_size", self.order["images_per_device"]))
+
+    def go_on_with_epoch(self, epoch: int, group_size: int):
+        """Order an epoch as the run that began it did, so that each of its images still comes once."""
+        self.begun = {epoch: group_size}
+
     def __iter__(self) -> Iterator[list[int]]:
-        batches = epoch_batches(self.images, epoch=self.epoch, **self.order)
+        order = {**self.order, "group_size": self.group_size(self.epoch)}
+        batches = epoch_batches(self.images, epoch=self.epoch, **order)
         own = batches[self.first_step :, self.process :: self.processes]  # (steps, accumulation, images_per_device)
         yield from own.flatten(0, 1).tolist()
 
@@ -107,7 +121,7 @@ class TrainingBatches:
         )
 
     def from_step(self, step: int) -> Generator[list[dict], None, None]:
-        """Batches of optimizer step `step`, `step` + 1, ... without end."""
+        """Load the batches of optimizer step `step`, `step` + 1, ... without end."""
         while True:
             epoch, first = divmod(step, self.sampler.steps_per_epoch)
             self.rows.set_epoch(epoch)
@@ -118,13 +132,13 @@ class TrainingBatches:
             step = (epoch + 1) * self.sampler.steps_per_epoch
 
     def close(self):
-        """Ends the loader processes."""
+        """End the loader processes."""
         self.closing.fill_(True)
         del self.loader
 
 
 def outlive_signals(closing: torch.Tensor, worker: int):
-    """Lets a loader process ignore stop signals to the whole process group: the training process answers by saving.
+    """Let a loader process ignore stop signals to the whole process group: the training process answers by saving.
 
     Args:
         closing: shared flag; once it is set, the signal that the training process itself sends at its end is obeyed.

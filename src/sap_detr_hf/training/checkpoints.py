@@ -37,11 +37,11 @@ class CheckpointFolder:
         self.folder, self.keep = Path(folder), keep
 
     def files(self) -> list[Path]:
-        """All states, the oldest first."""
+        """List all states, the oldest first."""
         return sorted(path for path in self.folder.glob("step_*.pt") if _NAME.fullmatch(path.name))
 
     def save(self, step: int, state: dict[str, Any]) -> Path:
-        """Writes the state after optimizer step `step` and removes all but the newest `keep`.
+        """Write the state after optimizer step `step` and removes all but the newest `keep`.
 
         Raises:
             CheckpointError: the disk is full or refuses; the older states are as before.
@@ -56,7 +56,7 @@ class CheckpointFolder:
         return path
 
     def newest(self) -> Path | None:
-        """The file of the newest readable state; None where there is none at all.
+        """Return the file of the newest readable state; None where there is none at all.
 
         Raises:
             CheckpointError: there are states, and none of them can be read.
@@ -74,7 +74,7 @@ class CheckpointFolder:
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Reads a training state onto the CPU; only tensors and plain values, never code.
+    """Read a training state onto the CPU; only tensors and plain values, never code.
 
     Raises:
         CheckpointError: no such file, or not a training state.
@@ -92,7 +92,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]):
-    """Lets `write` fill a file beside `path`, flushes it to the disk and renames it to `path`.
+    """Let `write` fill a file beside `path`, flushes it to the disk and renames it to `path`.
 
     Raises:
         CheckpointError: anything of this failed; `path` is as before.
@@ -113,7 +113,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]):
 
 
 def save_model_directory(folder: Path, model: PreTrainedModel, image_processor: BaseImageProcessor):
-    """Writes a directory that `from_pretrained` loads; each file replaces its predecessor only when it is complete.
+    """Write a directory that `from_pretrained` loads; each file replaces its predecessor only when it is complete.
 
     Raises:
         CheckpointError: the disk is full or refuses; a model that was there before is as before.
@@ -137,7 +137,7 @@ def save_model_directory(folder: Path, model: PreTrainedModel, image_processor: 
 
 
 def make_folder(folder: str | Path):
-    """Creates a folder with its parents.
+    """Create a folder with its parents.
 
     Raises:
         CheckpointError: the place does not allow it.
@@ -149,7 +149,7 @@ def make_folder(folder: str | Path):
 
 
 def random_state() -> dict[str, Any]:
-    """All global random states of this process, as tensors and plain values."""
+    """Collect all global random states of this process, as tensors and plain values."""
     name, keys, position, has_gauss, cached = np.random.get_state()
     return {
         "python": random.getstate(),
@@ -160,7 +160,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]):
-    """Puts back what [`random_state`] returned."""
+    """Put back the states of [`random_state`]."""
     random.setstate(state["python"])
     name, keys, *rest = state["numpy"]
     np.random.set_state((name, np.asarray(keys, dtype=np.uint32), *rest))
@@ -185,7 +185,7 @@ def _disk_error(error: BaseException | None) -> OSError | None:
 
 
 def _flush_folder(folder: Path):
-    """Makes a rename survive a power cut; not every file system can."""
+    """Make a rename survive a power cut; not every file system can."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:

@@ -14,7 +14,7 @@ class TrainingFailed(Exception):
 
 
 def first_bad_tensor(model: nn.Module, batch: dict[str, Any], with_loss: bool = True, **arguments) -> str:
-    """Names the first tensor with NaN or infinity: input, weight, module output, loss part or gradient, in this order.
+    """Name the first tensor with NaN or infinity: input, weight, module output, loss part or gradient, in this order.
 
     Args:
         model: without the wrapper of several processes, so that one process can call it alone.
@@ -44,7 +44,7 @@ def first_bad_tensor(model: nn.Module, batch: dict[str, Any], with_loss: bool = 
 
 @contextmanager
 def _watched(model: nn.Module) -> Iterator[list[str]]:
-    """Collects the names of modules with a bad output, in the order in which they finish."""
+    """Collect the names of modules with a bad output, in the order in which they finish."""
     bad: list[str] = []
 
     def watch(name: str):

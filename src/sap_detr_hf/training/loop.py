@@ -15,16 +15,26 @@ from transformers.utils.logging import disable_progress_bar
 
 from sap_detr_cli.settings.train import TrainingSettings
 
-from ..distributed import end_processes, on_main_process, one_sentence
+from ..distributed import (
+    all_processes_together,
+    connection_error,
+    end_processes,
+    machines,
+    one_sentence,
+    raise_together,
+    this_process,
+)
 from ..evaluation.evaluate import evaluate_detections
-from .curves import draw_curves
 from .failure import TrainingFailed, first_bad_tensor
-from .reporting import METRICS_FILE
+from .reporting import METRICS_FILE, draw_curves
+from .resume import resume
 from .run import TrainingRun, build_accelerator, prepare_output, prepare_run
+
+AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def train(settings: TrainingSettings) -> dict[str, float | str]:
-    """Trains a model and leaves it in `settings.output_dir`, which `from_pretrained` then loads.
+    """Train a model and leave it in `settings.output_dir`, from where `from_pretrained` loads it.
 
     The folder receives the best weights by AP (the last ones without evaluation), the last weights in `last/`, the
     training states in `checkpoints/`, `settings.yaml`, `metrics.jsonl` and `curves.png`.
@@ -34,28 +44,30 @@ def train(settings: TrainingSettings) -> dict[str, float | str]:
 
     Raises:
         ValueError: settings or data that cannot work, on all processes, before the first step.
-        TrainingFailed: a loss that is not finite or an unreadable image, on all processes; the last good checkpoint
-            stays.
+        TrainingFailed: a loss that is not finite or an unreadable image, on all processes; or another process that
+            died or did not answer. The last good checkpoint stays.
     """
-    result = run_training(settings)
-    end_processes()  # here, where nothing of the run is left
+    try:
+        result = run_training(settings)
+        end_processes()  # here, where nothing references the run any more
+    except RuntimeError as error:
+        if connection_error(error) is None:
+            raise
+        raise TrainingFailed(
+            f"Training stopped: {this_process()} lost another process, which was killed, failed or did not answer "
+            f"within `process_timeout` = {settings.process_timeout:g} minutes ({connection_error(error)}). Start "
+            "all of them again with `--resume auto`."
+        ) from error
     return result
 
 
 def run_training(settings: TrainingSettings) -> dict[str, float | str]:
-    """What [`train`] does and returns, without leaving the group of processes."""
+    """Train as [`train`] does, without leaving the process group."""
     disable_progress_bar()  # transformers' own bars for single files
-    accelerator = build_accelerator(settings)
-    run = prepare_run(settings, accelerator)
-    run.resume()
-    on_main_process(
-        accelerator, lambda: prepare_output(settings)
-    )  # only now: a refused run leaves an older one as it is
-    accelerator.init_trackers(settings.run_name, config={name: str(value) for name, value in asdict(settings).items()})
-    run.report.start(run.progress.step, run.progress.metrics_bytes)
+    run = start_run(settings)
     batches = run.batches.from_step(run.progress.step)
     with stop_signals() as stop, closing(run.batches), closing(batches):
-        evaluate_if_due(run, stop)  # what a run killed during an evaluation still owes
+        evaluate_if_due(run, stop)  # finish an evaluation that a kill interrupted
         while goes_on(run):
             started = time.monotonic()
             loaded, boxes, stopping = load_step(run, batches, stop)
@@ -67,6 +79,24 @@ def run_training(settings: TrainingSettings) -> dict[str, float | str]:
                 run.save_state()
             evaluate_if_due(run, stop)
     return interrupt(run) if evaluation_due(run) else finish(run)  # due: a signal ended the last evaluation
+
+
+def start_run(settings: TrainingSettings) -> TrainingRun:
+    """Build the run, put its saved state back, and only then write: a refused run leaves an earlier one as it is."""
+    accelerator = build_accelerator(settings)
+    run = prepare_run(settings, accelerator)
+    resume(run)
+    with all_processes_together():
+        if accelerator.is_main_process:
+            prepare_output(settings)
+    accelerator.init_trackers(settings.run_name, config={name: str(value) for name, value in asdict(settings).items()})
+    run.report.start(run.progress.step, run.progress.metrics_bytes)
+    if accelerator.num_processes > 1:
+        run.report.message(
+            f"{accelerator.num_processes} processes on {', '.join(machines())}. The run ends if one of them does not "
+            f"answer within `process_timeout` = {settings.process_timeout:g} minutes."
+        )
+    return run
 
 
 def goes_on(run: TrainingRun) -> bool:
@@ -81,7 +111,10 @@ def stops_early(run: TrainingRun) -> bool:
 
 
 def load_step(run: TrainingRun, batches: Iterator[list[dict]], stop: list[int]) -> tuple[list[dict], float, bool]:
-    """This process's batches of the next step, the boxes in those of all processes, and whether any is to stop.
+    """Load this process's batches of the next step.
+
+    Returns:
+        The batches; the boxes in those of all processes; whether some process received a stop signal.
 
     Raises:
         TrainingFailed: some process cannot load its images; on all processes.
@@ -90,17 +123,16 @@ def load_step(run: TrainingRun, batches: Iterator[list[dict]], stop: list[int]) 
     try:
         loaded = next(batches)
     except (OSError, ValueError, RuntimeError) as error:
-        failure = one_sentence(error)
+        failure = f"Training stopped after step {run.progress.step}: {one_sentence(error)}"
     boxes = sum(len(label["class_labels"]) for batch in loaded for label in batch["labels"])
     total_boxes, stops, failures = sum_over_processes(run, [boxes, bool(stop), failure is not None])
     if failures:
-        sentences = [text for text in gather_object([failure]) if text]
-        raise TrainingFailed(f"Training stopped after step {run.progress.step}: {sentences[0]}")
+        raise_together(failure, TrainingFailed)
     return loaded, total_boxes, stops > 0
 
 
 def sum_over_processes(run: TrainingRun, counts: list[int]) -> list[float]:
-    """Each count's sum; a process that is alone does not wait for its GPU."""
+    """Add up each count; a process that is alone does not wait for its GPU."""
     if run.accelerator.num_processes == 1:
         return [float(count) for count in counts]
     here = torch.tensor(counts, dtype=torch.float32, device=run.accelerator.device)
@@ -108,7 +140,7 @@ def sum_over_processes(run: TrainingRun, counts: list[int]) -> list[float]:
 
 
 def take_step(run: TrainingRun, batches: list[dict], total_boxes: float) -> dict[str, float]:
-    """One optimizer step over all batches of all processes; returns the values to report.
+    """Take one optimizer step over all batches of all processes; return the values to report.
 
     Every loss is a sum over boxes or queries divided by the boxes of the *whole* step: processes average their
     gradients, so each divides by total / processes, and accumulated gradients simply add up.
@@ -116,33 +148,34 @@ def take_step(run: TrainingRun, batches: list[dict], total_boxes: float) -> dict
     Raises:
         TrainingFailed: loss or gradient is not finite on some process; on all processes, before the weights change.
     """
-    accelerator, settings = run.accelerator, run.settings
+    accelerator = run.accelerator
     divisor = torch.full((), max(total_boxes / accelerator.num_processes, 1.0), device=accelerator.device)
     arguments = {"num_boxes": divisor} if run.takes_num_boxes else {}
     batches = [send_to_device(batch, accelerator.device, non_blocking=True) for batch in batches]
+    sums = accumulate_gradients(run, batches, arguments)
+    norm = accelerator.clip_grad_norm_(run.model.parameters(), run.settings.gradient_clip or math.inf)
+    values = agree_on_values(run, sums, norm, batches, arguments)
+    values["learning_rate"] = float(run.scheduler.get_last_lr()[0])
+    update_weights(run)
+    return values
+
+
+def accumulate_gradients(run: TrainingRun, batches: list[dict], arguments: dict) -> dict[str, torch.Tensor]:
+    """Run the forward and backward passes of one step; return this process's losses by name, summed over batches."""
     sums: dict[str, torch.Tensor] = {}
     for number, batch in enumerate(batches, start=1):
-        with nullcontext() if number == len(batches) else accelerator.no_sync(run.model):
+        with nullcontext() if number == len(batches) else run.accelerator.no_sync(run.model):
             outputs = run.model(**batch, **arguments)
-            accelerator.backward(outputs.loss if run.takes_num_boxes else outputs.loss / len(batches))
+            run.accelerator.backward(outputs.loss if run.takes_num_boxes else outputs.loss / len(batches))
         for name, value in {"loss": outputs.loss, **outputs.loss_dict}.items():
             sums[name] = sums.get(name, 0) + value.detach().float()
-    norm = accelerator.clip_grad_norm_(run.model.parameters(), settings.gradient_clip or math.inf)
-    values = agree_on_values(run, sums, norm, batches, arguments)
-    run.optimizer.step()
-    run.optimizer.zero_grad()
-    values["learning_rate"] = float(run.scheduler.get_last_lr()[0])
-    run.scheduler.step()
-    if run.ema is not None:
-        run.ema.update_parameters(run.plain_model)
-    run.progress.step += 1
-    return values
+    return sums
 
 
 def agree_on_values(
     run: TrainingRun, sums: dict[str, torch.Tensor], norm: torch.Tensor, batches: list[dict], arguments: dict
 ) -> dict[str, float]:
-    """The step's values over all processes, in one reduction that also carries who met a value that is not finite."""
+    """Average the step's values over all processes, in one reduction that also says whether any is not finite."""
     scaled = run.accelerator.scaler is not None  # the scaler itself skips steps with infinite gradients
     bad_loss = ~sums["loss"].isfinite()
     bad = bad_loss if scaled else bad_loss | ~norm.isfinite()
@@ -159,35 +192,44 @@ def agree_on_values(
 
 
 def explain_failure(run: TrainingRun, bad_here: bool, batches: list[dict], arguments: dict) -> str:
-    """What the processes found, as one message for all."""
+    """Say on all processes where the loss or gradient of each stops being finite, and which checkpoint is good."""
     finding = None
     # A loss that is not told its boxes adds them up over all processes, of which only some come here.
     with_loss = run.takes_num_boxes or run.accelerator.num_processes == 1
-    if bad_here:
-        for batch in batches:
-            name = first_bad_tensor(run.plain_model, batch, with_loss=with_loss, **arguments)
-            images = ", ".join(str(int(label["image_id"])) for label in batch["labels"])
-            finding = f"process {run.accelerator.process_index}, images {images}: {name}"
-            if not name.startswith("not found"):
-                break
+    for batch in batches if bad_here else []:
+        name = first_bad_tensor(run.plain_model, batch, with_loss=with_loss, **arguments)
+        images = ", ".join(str(int(label["image_id"])) for label in batch["labels"])
+        finding = f"{this_process()}, images {images}: {name}"
+        if not name.startswith("not found"):
+            break
     findings = "; ".join(text for text in gather_object([finding]) if text)
-    kept = run.checkpoints.files()
+    saved = run.checkpoints.files()
     return (
         f"Training stopped in step {run.progress.step + 1}: the loss or its gradient is not finite. First bad tensor "
         f"of {findings}. "
-        + (f"The last good checkpoint is {kept[-1]}." if kept else "No checkpoint had been saved yet.")
+        + (f"The last good checkpoint is {saved[-1]}." if saved else "No checkpoint had been saved yet.")
     )
 
 
+def update_weights(run: TrainingRun):
+    """Step the optimizer, the learning rate and the weights' average."""
+    run.optimizer.step()
+    run.optimizer.zero_grad()
+    run.scheduler.step()
+    if run.ema is not None:
+        run.ema.update_parameters(run.plain_model)
+    run.progress.step += 1
+
+
 def checkpoint_due(run: TrainingRun) -> bool:
-    """Whether the state after the step just taken is to be saved: as set, before evaluations and at the end."""
+    """Whether to save the state after the step just taken: as set, before evaluations and at the end."""
     settings, step = run.settings, run.progress.step
     by_epoch = _every(step, settings.checkpoint_epochs * run.steps_per_epoch)
     return by_epoch or _every(step, settings.checkpoint_steps) or evaluation_due(run) or step == run.total_steps
 
 
 def evaluation_due(run: TrainingRun) -> bool:
-    """Whether AP is to be measured after the step just taken: as set and at the end."""
+    """Whether to measure AP after the step just taken: as set and at the end."""
     settings, step = run.settings, run.progress.step
     if run.validation is None or step == run.progress.evaluated_step:
         return False
@@ -200,7 +242,7 @@ def _every(step: int, period: int | None) -> bool:
 
 
 def evaluate_if_due(run: TrainingRun, stop: list[int]):
-    """Measures AP on the validation images and keeps the model if it is the best so far."""
+    """Measure AP on the validation images and save the model if it is the best so far."""
     if not evaluation_due(run):
         return
     try:
@@ -209,26 +251,18 @@ def evaluate_if_due(run: TrainingRun, stop: list[int]):
         if not stop:
             raise
         return  # the signal also ended the evaluation's loader processes; a resumed run evaluates again
-    progress = run.progress
-    progress.evaluated_step = progress.step
-    run.report.report_evaluation(progress.step, values)
-    if values["AP"] > progress.best_ap:
-        progress.evaluations_since_best = 0
-    elif progress.step > run.settings.warmup_steps:  # nothing can be expected before
-        progress.evaluations_since_best += 1
-    if values["AP"] >= progress.best_ap:  # of equals, such as AP 0 at the start, the latest
-        progress.best_ap, progress.best_step = values["AP"], progress.step
-        keep_best(run)
+    run.progress.evaluated_step = run.progress.step
+    run.report.report_evaluation(run.progress.step, values)
+    compare_with_best(run, values["AP"])
     if not goes_on(run):
-        run.save_state()  # with what was measured: resumed after its end, a run has nothing left to do
+        run.save_state()  # with the evaluation: resumed after its end, a run has nothing left to do
 
 
 def evaluate(run: TrainingRun) -> dict[str, float]:
-    """The 12 COCO numbers of the averaged weights, or of the weights where no average is kept."""
+    """Measure the 12 COCO numbers of the averaged weights, or of the weights where there is no average."""
     assert run.validation is not None
     assert run.truth is not None
     run.share_batch_norm()
-    types = {"bf16": torch.bfloat16, "fp16": torch.float16}
     evaluation = evaluate_detections(
         run.evaluated_model,
         run.validation.dataset,
@@ -237,22 +271,29 @@ def evaluate(run: TrainingRun) -> dict[str, float]:
         accelerator=run.accelerator,
         batch_size=run.settings.evaluation_batch_size,
         num_workers=run.settings.workers,
-        autocast_dtype=types.get(run.settings.mixed_precision),
+        autocast_dtype=AUTOCAST_DTYPES.get(run.settings.mixed_precision),
         progress=run.report.bar is not None,
     )
     return evaluation.metrics
 
 
-def keep_best(run: TrainingRun):
-    """Writes the evaluated weights to the output folder; a full disk is reported and training goes on."""
-    try:
-        run.save_model(Path(run.settings.output_dir), run.evaluated_model)
-    except OSError as error:
-        run.report.message(f"Best model of step {run.progress.step} not saved: {error}.")
+def compare_with_best(run: TrainingRun, ap: float):
+    """Count evaluations without a better AP; write the best weights to the output folder, or report a full disk."""
+    progress = run.progress
+    if ap > progress.best_ap:
+        progress.evaluations_since_best = 0
+    elif progress.step > run.settings.warmup_steps:  # nothing can be expected before
+        progress.evaluations_since_best += 1
+    if ap >= progress.best_ap:  # of equals, such as AP 0 at the start, the latest
+        progress.best_ap, progress.best_step = ap, progress.step
+        try:
+            run.save_model(Path(run.settings.output_dir), run.evaluated_model)
+        except OSError as error:
+            run.report.message(f"Best model of step {progress.step} not saved: {error}.")
 
 
 def interrupt(run: TrainingRun) -> dict[str, float | str]:
-    """Saves the state after a stop signal, which all processes learned of at the same step."""
+    """Save the state after a stop signal, which all processes learned of at the same step."""
     if not run.save_state():
         raise TrainingFailed("Training was told to stop and its state could not be saved.")
     run.report.message(f"Stopped by a signal after step {run.progress.step}, state saved: go on with `--resume auto`.")
@@ -260,21 +301,19 @@ def interrupt(run: TrainingRun) -> dict[str, float | str]:
 
 
 def finish(run: TrainingRun) -> dict[str, float | str]:
-    """Leaves the last weights, and a model in the output folder even where AP was never measured."""
+    """Save the last weights, and a model in the output folder even where AP was never measured."""
     output = Path(run.settings.output_dir)
-
-    def write():
-        run.save_model(output / "last", run.evaluated_model)
-        if run.progress.best_step == 0:
-            run.save_model(output, run.evaluated_model)
-        draw_curves(output / METRICS_FILE, output / "curves.png")
-
-    on_main_process(run.accelerator, write)
+    with all_processes_together():
+        if run.accelerator.is_main_process:
+            run.save_model(output / "last", run.evaluated_model)
+            if run.progress.best_step == 0:
+                run.save_model(output, run.evaluated_model)
+            draw_curves(output / METRICS_FILE, output / "curves.png")
     return close(run, "stopped early" if stops_early(run) else "finished")
 
 
 def close(run: TrainingRun, status: str) -> dict[str, float | str]:
-    """Ends reports and trackers."""
+    """End reports and trackers."""
     run.report.close()
     for tracker in run.accelerator.trackers:
         tracker.finish()
@@ -284,7 +323,7 @@ def close(run: TrainingRun, status: str) -> dict[str, float | str]:
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Collects SIGTERM and Ctrl-C instead of dying in the middle of a step; a second Ctrl-C acts as usual.
+    """Collect SIGTERM and Ctrl-C instead of dying in the middle of a step; a second Ctrl-C acts as usual.
 
     Further SIGTERMs change nothing: a launcher passes on what the whole process group has received already.
     """

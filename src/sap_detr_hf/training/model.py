@@ -4,6 +4,7 @@
 from typing import Any
 
 import torch
+import torch._dynamo
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
@@ -18,9 +19,11 @@ from ..model.modeling_sap_detr import SapDetrForObjectDetection
 from ..weights.pretrained import at_size, readable_model
 from .optimization import freeze_parameters
 
+COMPILATIONS = 32
+
 
 def build_model(settings: TrainingSettings, data: DetectionData) -> PreTrainedModel:
-    """The model with the data's classes, its frozen parts, and gradient checkpointing where asked for.
+    """Build the model with the data's classes, its frozen parts, and gradient checkpointing where asked for.
 
     Raises:
         ValueError: settings or classes that do not fit; the message names the category.
@@ -47,7 +50,7 @@ def build_model(settings: TrainingSettings, data: DetectionData) -> PreTrainedMo
 
 
 def freeze_unreached(model: PreTrainedModel):
-    """Takes the gradient from parameters that the loss does not depend on.
+    """Take the gradient from parameters that the loss does not depend on.
 
     Such are a backbone's stages behind the one that is used or, without auxiliary losses, the first layer's class
     head. Several processes would wait for their gradients for ever (or refuse to run).
@@ -67,8 +70,30 @@ def freeze_unreached(model: PreTrainedModel):
     model.zero_grad(set_to_none=True)
 
 
+def allow_compilations() -> None:
+    """Raise torch's limit of 8 compilations of one function, behind which modules silently stay as they are.
+
+    Modules share it, because transformers wraps their forward passes in the same function, and each is compiled for
+    training and evaluation, with and without a mask.
+    """
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, COMPILATIONS)
+
+
+def compile_transformer(model: PreTrainedModel, **options) -> None:
+    """Compile a detector's encoder and decoder in place, with `options` of `torch.compile`.
+
+    The backbone stays as it is: torch 2.14 compiles the backward pass of a convolution anew for each size. What has
+    none is compiled twice, for the first size and for all others. Not with `dynamic=True`, which makes unknowns of all
+    numbers in the model as well, such as the norms' epsilons, and fails beside other processes and with gradient
+    checkpointing. The loss cannot be compiled, its matching is scipy's.
+    """
+    allow_compilations()
+    for name in ("encoder", "decoder"):
+        model.base_model.get_submodule(name).compile(**options)
+
+
 def build_image_processor(settings: TrainingSettings) -> BaseImageProcessor:
-    """The model's own image processor, with the settings' image size."""
+    """Load the model's own image processor, with the settings' image size."""
     processor: Any
     if settings.model:
         with readable_model(settings.model):

@@ -1,22 +1,23 @@
 # Copyright 2026 The sap_detr_hf authors. Licensed under the Apache License, Version 2.0.
-"""Optimizer and learning rate of the published recipe: two rates, linear warm-up, one drop."""
+"""Optimizer and learning rate of the published recipe: two rates, linear warm-up, one drop; average of the weights."""
 
 import math
 from functools import partial
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from sap_detr_cli.settings.train import TrainingSettings
 
 
 def build_optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.AdamW:
-    """AdamW with the backbone's own rate; decay on every parameter, as published (biases and norms included)."""
+    """Build AdamW with the backbone's own rate; decay on every parameter, as published (biases and norms included)."""
     return torch.optim.AdamW(parameter_groups(model, settings), weight_decay=settings.weight_decay, fused=True)
 
 
 def parameter_groups(model: nn.Module, settings: TrainingSettings) -> list[dict]:
-    """The parameters that learn: first all but the backbone's, then the backbone's with their smaller rate.
+    """Return the parameters that learn: first all but the backbone's, then the backbone's with their smaller rate.
 
     Raises:
         ValueError: everything is frozen.
@@ -34,7 +35,7 @@ def parameter_groups(model: nn.Module, settings: TrainingSettings) -> list[dict]
 
 
 def freeze_parameters(model: nn.Module, prefixes: list[str]):
-    """Takes the gradient from all parameters whose dotted name starts with one of `prefixes`.
+    """Take the gradient from all parameters whose dotted name starts with one of `prefixes`.
 
     Raises:
         ValueError: a prefix that no parameter has.
@@ -51,13 +52,13 @@ def freeze_parameters(model: nn.Module, prefixes: list[str]):
 def build_scheduler(
     optimizer: torch.optim.Optimizer, settings: TrainingSettings, steps_per_epoch: int, total_steps: int
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """The learning rate by optimizer step, for all groups."""
+    """Build the learning rate by optimizer step, for all groups."""
     factor = partial(learning_rate_factor, settings=settings, steps_per_epoch=steps_per_epoch, total_steps=total_steps)
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
 def learning_rate_factor(step: int, settings: TrainingSettings, steps_per_epoch: int, total_steps: int) -> float:
-    """What the rates are multiplied by in optimizer step `step` (the first is 0).
+    """Return the factor of the rates in optimizer step `step` (the first is 0).
 
     Warm-up runs linearly from `warmup_start` to 1 and multiplies the schedule, so a drop inside it still counts.
     """
@@ -72,3 +73,22 @@ def learning_rate_factor(step: int, settings: TrainingSettings, steps_per_epoch:
         cosine = 0.5 * (1 + math.cos(math.pi * progress))
         return warmup * (settings.drop_factor + (1 - settings.drop_factor) * cosine)
     return warmup
+
+
+def average_weights(model: nn.Module, decay: float) -> AveragedModel:
+    """Copy `model` for an exponential moving average of its weights, by torch's own `AveragedModel`.
+
+    Call `update_parameters(model)` after each step and evaluate its `.module`.
+
+    The decay grows as (1 + n) / (10 + n) up to `decay`, as in TensorFlow's ExponentialMovingAverage, so that the
+    average forgets the random initial weights within the first steps. Buffers (BatchNorm statistics) are copied.
+    """
+
+    @torch.no_grad()
+    def update(averages, weights, _):
+        updates = averaged.n_averaged.item()  # lies on the CPU; the argument is a copy on the weights' device
+        torch._foreach_lerp_(averages, weights, 1 - min(decay, (1 + updates) / (10 + updates)))
+
+    averaged = AveragedModel(model, multi_avg_fn=update)
+    averaged.requires_grad_(False)
+    return averaged.eval()

@@ -1,9 +1,10 @@
 # Copyright 2026 The sap_detr_hf authors. Licensed under the Apache License, Version 2.0.
-"""What a run tells: a progress bar or log lines, metrics.jsonl and the trackers."""
+"""Reports of a run: a progress bar or log lines, metrics.jsonl and the trackers."""
 
 import json
 import math
 import os
+import socket
 import sys
 import time
 from pathlib import Path
@@ -11,9 +12,13 @@ from pathlib import Path
 import psutil
 import torch
 from accelerate import Accelerator
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from sap_detr_cli.settings.train import TrainingSettings
+
+from ..distributed import first_on_machine
 
 try:
     import resource
@@ -23,6 +28,12 @@ except ImportError:  # Windows
 METRICS_FILE = "metrics.jsonl"
 # Without a drawn bar: the values need the line
 BAR = "{percentage:3.0f}% {n_fmt}/{total_fmt} {elapsed}<{remaining}{postfix}"
+PANELS = {
+    "loss": ["loss"],
+    "loss parts of the last layer": ["loss_ce", "loss_bbox", "loss_giou", "loss_ce_obj"],
+    "gradient norm and learning rate": ["gradient_norm", "learning_rate"],
+    "validation": ["AP", "AP50", "AP75"],
+}
 
 
 class TrainingProgress:
@@ -44,7 +55,7 @@ class TrainingProgress:
         self.last_line = 0.0
 
     def start(self, step: int, metrics_bytes: int):
-        """Begins at `step`; lines of metrics.jsonl that a killed run wrote after its last checkpoint are cut off."""
+        """Begin at `step`; lines of metrics.jsonl that a killed run wrote after its last checkpoint are cut off."""
         self.first_step, self.started = step, time.monotonic()
         if not self.active:
             return
@@ -54,11 +65,11 @@ class TrainingProgress:
             self.bar = tqdm(total=self.total_steps, initial=step, dynamic_ncols=True, bar_format=BAR)
 
     def metrics_bytes(self) -> int:
-        """Length of metrics.jsonl now, for the checkpoint."""
+        """Return the length of metrics.jsonl now, for the checkpoint."""
         return os.path.getsize(self.metrics_path) if self.active else 0
 
     def report_step(self, step: int, values: dict[str, float], seconds: float):
-        """Takes the values of optimizer step number `step` (from 1), which took `seconds`."""
+        """Take the values of optimizer step number `step` (from 1), which took `seconds`."""
         if not self.active:
             return
         shown = {
@@ -80,7 +91,7 @@ class TrainingProgress:
             )
 
     def report_evaluation(self, step: int, values: dict[str, float]):
-        """Takes the validation numbers after optimizer step `step`."""
+        """Take the validation numbers after optimizer step `step`."""
         if self.active:
             self._write(step, values)
             self.message(
@@ -89,12 +100,14 @@ class TrainingProgress:
             )
 
     def message(self, text: str):
-        """A line above the bar or in the log."""
-        if self.active:
+        """Print a line above the bar or in the log, once on each machine, with its name where there are several."""
+        if first_on_machine():
+            several = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) < int(os.environ.get("WORLD_SIZE", "1"))
+            text = f"{socket.gethostname()}: {text}" if several else text
             tqdm.write(text, file=sys.stderr) if self.bar is not None else print(text, file=sys.stderr, flush=True)
 
     def close(self):
-        """Ends the bar."""
+        """End the bar."""
         if self.bar is not None:
             self.bar.close()
 
@@ -106,8 +119,27 @@ class TrainingProgress:
         self.accelerator.log(values, step=step)
 
 
+def draw_curves(metrics: Path, picture: Path):
+    """Draw a metrics.jsonl over optimizer steps (losses, rate, gradient norm, AP) as a PNG; nothing without lines."""
+    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not lines:
+        return
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (title, names) in zip(figure.subplots(2, 2).flat, PANELS.items(), strict=True):
+        for name in names:
+            points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 60 else None)
+        axes.set(title=title, xlabel="optimizer step")
+        axes.set_yscale("linear" if title == "validation" else "log")
+        if axes.lines:
+            axes.legend()
+    figure.savefig(picture, dpi=110)
+
+
 def memory_gib(device: torch.device) -> float:
-    """Largest memory so far: of the GPU where there is one, else of this process."""
+    """Return the largest memory so far: of the GPU where there is one, else of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     if resource is None:

@@ -5,6 +5,7 @@ import dataclasses
 import inspect
 import sys
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,14 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, broadcast, gather_object, set_seed
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    InitProcessGroupKwargs,
+    broadcast,
+    gather_object,
+    set_seed,
+)
 from torch.optim.swa_utils import AveragedModel
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
@@ -23,30 +31,27 @@ from sap_detr_cli.settings.train import TrainingSettings
 from ..data.augmentation import make_augmentation
 from ..data.checks import cheap_checks, check_validation
 from ..data.dataset import DetectionData, DetectionRows, check_categories, load_detection_data
-from ..distributed import on_main_process, together
+from ..distributed import all_processes_together
 from ..evaluation.coco_metric import GroundTruth
 from ..evaluation.evaluate import ground_truth
 from .batches import ProcessBatchSampler, TrainingBatches
 from .checkpoints import (
     CheckpointError,
     CheckpointFolder,
-    load_checkpoint,
     make_folder,
     random_state,
     save_model_directory,
-    set_random_state,
     write_atomically,
 )
-from .compilation import compile_transformer
-from .ema import average_weights
-from .model import build_image_processor, build_model, freeze_unreached
-from .optimization import build_optimizer, build_scheduler
+from .model import build_image_processor, build_model, compile_transformer, freeze_unreached
+from .optimization import average_weights, build_optimizer, build_scheduler
+from .origin import describe_origin
 from .reporting import TrainingProgress
 
 
 @dataclass
 class Progress:
-    """How far a run is. Epoch and place in it follow from `step`, the optimizer steps done."""
+    """Progress of a run. Epoch and place in it follow from `step`, the optimizer steps done."""
 
     step: int = 0
     evaluated_step: int = 0
@@ -58,7 +63,7 @@ class Progress:
 
 @dataclass
 class TrainingRun:
-    """What [`sap_detr_hf.training.loop.train`] works on."""
+    """All parts of a run, for [`sap_detr_hf.training.loop.train`]."""
 
     settings: TrainingSettings
     accelerator: Accelerator
@@ -74,10 +79,11 @@ class TrainingRun:
     report: TrainingProgress
     checkpoints: CheckpointFolder
     progress: Progress
+    origin: dict[str, Any]  # what a state is compared by when it is resumed: see `describe_origin`
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps per epoch."""
+        """Return the optimizer steps per epoch."""
         return self.batches.sampler.steps_per_epoch
 
     @cached_property
@@ -87,22 +93,22 @@ class TrainingRun:
 
     @cached_property
     def plain_model(self) -> PreTrainedModel:
-        """The model without the wrapper of several processes."""
+        """Return the model without DDP's wrapper."""
         return self.accelerator.unwrap_model(self.model)
 
     @property
     def evaluated_model(self) -> PreTrainedModel:
-        """The averaged weights where there are any: what is evaluated and kept as best."""
+        """Return the model to evaluate and save: with the averaged weights where there are any."""
         return self.ema.module if self.ema is not None else self.plain_model  # type: ignore[return-value]
 
     def share_batch_norm(self):
-        """Gives the first process's BatchNorm statistics to all; between steps each process has its own."""
+        """Give the first process's BatchNorm statistics to all; between steps each process has its own."""
         if self.accelerator.num_processes > 1:
             for buffer in (*self.evaluated_model.buffers(), *self.plain_model.buffers()):
                 broadcast(buffer)
 
     def save_state(self) -> bool:
-        """Writes the training state; says so and returns False on all processes where that fails.
+        """Write the training state; where that fails, say so and return False on all processes.
 
         All processes must call it: each contributes its random states.
         """
@@ -117,43 +123,17 @@ class TrainingRun:
         return not any(gather_object([failure is not None]))
 
     def save_model(self, folder: Path, model: PreTrainedModel):
-        """Writes a model directory (weights, configuration, image processor); only the main process does."""
+        """Write a model directory (weights, configuration, image processor), on the main process only."""
         if self.accelerator.is_main_process:
             save_model_directory(folder, model, self.image_processor)
-
-    def resume(self):
-        """Puts back the state that the settings name, on all processes.
-
-        Raises:
-            ValueError: there is none, it cannot be read, or it belongs to other data or another effective batch.
-        """
-        path = on_main_process(self.accelerator, self._find_state)
-        if path is None:
-            return
-        state = together(self.accelerator, lambda: load_checkpoint(path))
-        together(self.accelerator, lambda: self._check_origin(state["origin"]))
-        self.progress = Progress(**state["progress"])
-        self.plain_model.load_state_dict(state["model"])
-        if self.ema is not None:
-            self.ema.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
-        if self.accelerator.scaler is not None and state["scaler"] is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        if len(state["random"]) == self.accelerator.num_processes:
-            set_random_state(state["random"][self.accelerator.process_index])
-        else:
-            self.report.message(
-                f"The checkpoint is of {len(state['random'])} processes, this run of {self.accelerator.num_processes}: "
-                "dropout starts from new random states."
-            )
 
     def _state(self) -> dict[str, Any]:
         self.progress.metrics_bytes = self.report.metrics_bytes()
         scaler = self.accelerator.scaler
         return {
             "progress": dataclasses.asdict(self.progress),
-            "origin": self._origin(),
+            "origin": self.origin,
+            "group_size": self.batches.sampler.group_size(self.progress.step // self.steps_per_epoch),
             "model": self.plain_model.state_dict(),
             "ema": self.ema.state_dict() if self.ema is not None else None,
             "optimizer": self.optimizer.state_dict(),
@@ -162,56 +142,28 @@ class TrainingRun:
             "random": gather_object([random_state()]),
         }
 
-    def _origin(self) -> dict[str, Any]:
-        """What must be as it was for a resumed run to go on with the same data in the same order."""
-        sampler = self.batches.sampler
-        return {
-            "effective_batch": self.settings.effective_batch,
-            "training images": sampler.images,
-            "seed": self.settings.seed,
-            "drop_last": self.settings.drop_last,
-            "ema": self.ema is not None,
-        }
-
-    def _check_origin(self, saved: dict[str, Any]):
-        for name, now in self._origin().items():
-            if saved[name] != now:
-                raise ValueError(
-                    f"The checkpoint was trained with {name} = {saved[name]}, this run has {now}: resume with the "
-                    "settings.yaml of its run, or start a new run in another `output_dir`."
-                )
-
-    def _find_state(self) -> Path | None:
-        resume = self.settings.resume
-        if resume is None:
-            if self.checkpoints.files():
-                raise ValueError(
-                    f"{self.settings.output_dir} holds checkpoints of an earlier run: go on with `--resume auto`, or "
-                    "choose another `output_dir`."
-                )
-            return None
-        return self.checkpoints.newest() if resume == "auto" else Path(resume)
-
 
 def prepare_run(settings: TrainingSettings, accelerator: Accelerator) -> TrainingRun:
-    """Builds all parts; whatever is wrong with data, classes or settings shows here, on all processes.
+    """Build all parts; whatever is wrong with data, classes or settings shows here, on all processes.
 
     Raises:
         ValueError: one sentence about what is wrong.
     """
     accumulation = settings.accumulation(accelerator.num_processes)
-    training, validation = together(accelerator, lambda: load_data(settings))
+    with all_processes_together():
+        training, validation = load_data(settings)
     set_seed(settings.seed)  # the same initial weights on all processes
-    model = together(accelerator, lambda: build_model(settings, training))
-    image_processor = together(accelerator, lambda: build_image_processor(settings))
-    truth = together(accelerator, lambda: check_data(settings, accelerator, model, training, validation))
-    batches = together(
-        accelerator, lambda: build_batches(settings, accelerator, model, image_processor, training, accumulation)
-    )
+    with all_processes_together():
+        model = build_model(settings, training)
+        image_processor = build_image_processor(settings)
+    with all_processes_together():
+        truth = check_data(settings, accelerator, model, training, validation)
+        batches = build_batches(settings, accelerator, model, image_processor, training, accumulation)
     steps_per_epoch = batches.sampler.steps_per_epoch
     total_steps = min(settings.epochs * steps_per_epoch, settings.max_steps or sys.maxsize)
     model.to(accelerator.device)
     freeze_unreached(model)
+    origin = describe_origin(settings, training, model)
     ema = average_weights(model, settings.ema_decay) if settings.ema_decay else None
     if settings.compile:
         compile_transformer(model)
@@ -234,11 +186,12 @@ def prepare_run(settings: TrainingSettings, accelerator: Accelerator) -> Trainin
         report=TrainingProgress(accelerator, settings, total_steps, steps_per_epoch),
         checkpoints=CheckpointFolder(Path(settings.output_dir) / "checkpoints", settings.keep_checkpoints),
         progress=Progress(),
+        origin=origin,
     )
 
 
 def build_accelerator(settings: TrainingSettings) -> Accelerator:
-    """Accelerate, with the settings' precision and tracker.
+    """Build Accelerate's `Accelerator`, with the settings' precision, tracker and time limit of the process group.
 
     Raises:
         ValueError: a tracker or precision that this machine does not have.
@@ -250,8 +203,11 @@ def build_accelerator(settings: TrainingSettings) -> Accelerator:
         mixed_precision=settings.mixed_precision,
         log_with=settings.tracker,
         project_dir=settings.output_dir,
-        # Most buffers are constants, and `share_batch_norm` shares the others before they are used.
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        kwargs_handlers=[
+            # Most buffers are constants, and `share_batch_norm` shares the others before they are used.
+            DistributedDataParallelKwargs(broadcast_buffers=False),
+            InitProcessGroupKwargs(timeout=timedelta(minutes=settings.process_timeout)),
+        ],
     )
     if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
         raise ValueError(
@@ -268,7 +224,7 @@ def build_accelerator(settings: TrainingSettings) -> Accelerator:
 
 
 def load_data(settings: TrainingSettings) -> tuple[DetectionData, DetectionData | None]:
-    """Training data, and validation data if AP is measured."""
+    """Load the training data, and the validation data if AP is measured."""
     common: dict[str, Any] = {
         "categories": settings.categories, "box_format": settings.box_format, "cache_dir": settings.cache_dir
     }  # fmt: skip
@@ -302,9 +258,10 @@ def check_data(
     training: DetectionData,
     validation: DetectionData | None,
 ) -> GroundTruth | None:
-    """The cheap data checks and the fit of classes; returns what AP is measured against."""
+    """Make the cheap data checks and compare the classes; return the ground truth of the validation data."""
     queries = getattr(model.config, "num_queries", None)
-    on_main_process(accelerator, lambda: cheap_checks(training, queries).raise_on_errors())
+    if accelerator.is_main_process:
+        cheap_checks(training, queries).raise_on_errors()
     check_categories(training, model.config)
     if validation is None:
         return None
@@ -321,7 +278,7 @@ def build_batches(
     data: DetectionData,
     accumulation: int,
 ) -> TrainingBatches:
-    """The loader of this process's share of every step."""
+    """Build the loader of this process's share of every step."""
     size: Any = image_processor.size  # type: ignore[attr-defined]
     name = "none" if settings.overfit_batches else settings.augmentation
     rows = DetectionRows(
@@ -331,9 +288,6 @@ def build_batches(
         category_ids=getattr(model.config, "category_ids", None),
         seed=settings.seed,
     )
-    wide = None
-    if settings.group_by_aspect_ratio:
-        wide = np.asarray(data.dataset["width"][:]) >= np.asarray(data.dataset["height"][:])
     sampler = ProcessBatchSampler(
         len(rows),
         accumulation,
@@ -341,14 +295,15 @@ def build_batches(
         accelerator.num_processes,
         seed=settings.seed,
         images_per_device=settings.images_per_device,
-        wide=wide,
+        wide=np.asarray(data.dataset["width"][:]) >= np.asarray(data.dataset["height"][:]),
+        group_size=settings.images_per_device if settings.group_by_aspect_ratio else 0,
         drop_last=settings.drop_last,
     )
     return TrainingBatches(rows, sampler, settings.workers, settings.pin_memory)
 
 
 def prepare_output(settings: TrainingSettings):
-    """Creates the output folder with the run's settings.yaml.
+    """Create the output folder with the run's settings.yaml.
 
     Raises:
         CheckpointError: the place does not allow it.

@@ -34,7 +34,7 @@ _REQUIRED_ARGS = {
 }
 
 
-class CheckpointError(ValueError):
+class ConversionError(ValueError):
     """A file that is no released SAP-DETR checkpoint, or not a whole one."""
 
 
@@ -49,7 +49,7 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str
 
     Raises:
         FileNotFoundError: no such file.
-        CheckpointError: not a checkpoint, truncated, or one that would run code when unpickled.
+        ConversionError: not a checkpoint, truncated, or one that would run code when unpickled.
     """
     path = Path(path)
     if not path.is_file():
@@ -58,12 +58,12 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise CheckpointError(
+        raise ConversionError(
             f"{path} holds Python objects besides tensors and settings, or is no PyTorch file. It was not loaded, "
             f"because loading such a file can run any code. PyTorch said: {_first_sentence(error)}"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise CheckpointError(
+        raise ConversionError(
             f"{path} cannot be read as a PyTorch checkpoint: it is truncated or of another kind. Download it again. "
             f"PyTorch said: {_first_sentence(error)}"
         ) from error
@@ -81,7 +81,7 @@ def _state_dict_and_args(content: Any, path: Path) -> tuple[dict[str, torch.Tens
     tensors = content.get("model", content)
     tensors = {str(k).removeprefix("module."): v for k, v in tensors.items() if isinstance(v, torch.Tensor)}
     if "refbbox_embed.weight" not in tensors:
-        raise CheckpointError(
+        raise ConversionError(
             f"{path} holds no SAP-DETR model: the tensor `refbbox_embed.weight` is missing among its "
             f"{len(tensors)} tensors. Give a checkpoint of the released SAP-DETR code."
         )
@@ -99,27 +99,27 @@ def config_of_checkpoint(
         variant: the published variant, needed where there are no `args`, since no tensor shows a dilation.
 
     Raises:
-        CheckpointError: an option this package does not implement, or no way to tell the variant.
+        ConversionError: an option this package does not implement, or no way to tell the variant.
     """
     args = args or {}
     for name, expected in _REQUIRED_ARGS.items():
         if args.get(name, expected) != expected:
-            raise CheckpointError(
+            raise ConversionError(
                 f"The checkpoint was trained with `{name}` = {args[name]!r}; only {expected!r} is supported."
             )
     if variant is None:
         if "backbone" not in args or "dilation" not in args:
-            raise CheckpointError(
+            raise ConversionError(
                 "The checkpoint does not say its variant (it has no `args`): "
                 f"name it with `--variant`, one of {', '.join(PUBLISHED_VARIANTS)}."
             )
         variant = args["backbone"].replace("resnet", "r") + ("-dc5" if args["dilation"] else "")
     if variant not in PUBLISHED_VARIANTS:
-        raise CheckpointError(f"The variant {variant!r} is not one of {', '.join(PUBLISHED_VARIANTS)}.")
+        raise ConversionError(f"The variant {variant!r} is not one of {', '.join(PUBLISHED_VARIANTS)}.")
     num_labels = tensors["class_embed.0.layers.2.bias"].shape[0]
     temperatures = {args.get("pe_temperatureH", 20), args.get("pe_temperatureW", 20)}
     if len(temperatures) > 1:
-        raise CheckpointError(f"Different position temperatures for height and width ({temperatures}) are unsupported.")
+        raise ConversionError(f"Different position temperatures for height and width ({temperatures}) are unsupported.")
     return SapDetrConfig.from_variant(
         variant,
         id2label=dict(COCO_ID2LABEL) if num_labels == 91 else {i: f"class {i}" for i in range(num_labels)},
@@ -168,7 +168,7 @@ def convert_state_dict(released: dict[str, torch.Tensor], config: SapDetrConfig)
     configuration's; `num_batches_tracked` counters are dropped.
 
     Raises:
-        CheckpointError: a tensor without a place, a place without a tensor, a wrong shape, a copy that differs from
+        ConversionError: a tensor without a place, a place without a tensor, a wrong shape, a copy that differs from
             its source, or points that are not the grid.
     """
     converted: dict[str, torch.Tensor] = {}
@@ -184,11 +184,11 @@ def convert_state_dict(released: dict[str, torch.Tensor], config: SapDetrConfig)
         try:
             new_name = released_name(name)
         except KeyError:
-            raise CheckpointError(f"The checkpoint's tensor `{name}` has no place in SAP-DETR.") from None
+            raise ConversionError(f"The checkpoint's tensor `{name}` has no place in SAP-DETR.") from None
         assert new_name is not None
         parts = {new_name: tensor} if "in_proj_" not in new_name else split_attention_projection(new_name, tensor)
         if converted.keys() & parts.keys():
-            raise CheckpointError(f"The checkpoint holds `{name}` twice.")
+            raise ConversionError(f"The checkpoint holds `{name}` twice.")
         converted.update(parts)
     _check_complete(converted, config)
     return converted
@@ -206,9 +206,9 @@ def _source_of_copy(name: str, config: SapDetrConfig) -> str | None:
 
 def _check_copy(released: dict[str, torch.Tensor], name: str, source: str) -> None:
     if source not in released:
-        raise CheckpointError(f"The checkpoint has `{name}` but not `{source}`, which it shares: it is not whole.")
+        raise ConversionError(f"The checkpoint has `{name}` but not `{source}`, which it shares: it is not whole.")
     if not torch.equal(released[name], released[source]):
-        raise CheckpointError(f"`{name}` and `{source}` must be one shared tensor, but their values differ.")
+        raise ConversionError(f"`{name}` and `{source}` must be one shared tensor, but their values differ.")
 
 
 def _check_grid(points: torch.Tensor, config: SapDetrConfig) -> None:
@@ -216,7 +216,7 @@ def _check_grid(points: torch.Tensor, config: SapDetrConfig) -> None:
     rows, columns = config.query_grid
     expected = grid_logits(rows, columns)
     if points.shape != expected.shape or (points.float() - expected).abs().max() > 1e-4:
-        raise CheckpointError(
+        raise ConversionError(
             f"`refpoint_embed.weight` is not the fixed grid of {rows} x {columns} points; "
             "checkpoints with other or learned points are not supported."
         )
@@ -228,13 +228,13 @@ def _check_complete(converted: dict[str, torch.Tensor], config: SapDetrConfig) -
     missing = sorted(expected.keys() - converted.keys())
     unexpected = sorted(converted.keys() - expected.keys())
     if missing or unexpected:
-        raise CheckpointError(
+        raise ConversionError(
             f"The checkpoint does not fit the model: {len(missing)} tensors are missing (first: {missing[:3]}), "
             f"{len(unexpected)} have no place (first: {unexpected[:3]}). Is the variant right, is the file whole?"
         )
     for name, tensor in expected.items():
         if converted[name].shape != tensor.shape:
-            raise CheckpointError(
+            raise ConversionError(
                 f"`{name}` has the shape {tuple(converted[name].shape)} in the checkpoint but {tuple(tensor.shape)} "
                 "in the model. Is the variant right?"
             )
@@ -252,7 +252,7 @@ def convert_checkpoint(
         verify: load the directory again, compare every tensor with the checkpoint's and run a forward pass.
 
     Raises:
-        FileNotFoundError, FileExistsError, CheckpointError: with what to do.
+        FileNotFoundError, FileExistsError, ConversionError: with what to do.
     """
     output_dir = Path(output_dir)
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
@@ -261,7 +261,7 @@ def convert_checkpoint(
     try:
         config = config_of_checkpoint(tensors, args, variant)
     except KeyError as error:
-        raise CheckpointError(f"The checkpoint has no tensor {error}: it is not a whole SAP-DETR.") from None
+        raise ConversionError(f"The checkpoint has no tensor {error}: it is not a whole SAP-DETR.") from None
     converted = convert_state_dict(tensors, config)
     model = SapDetrForObjectDetection(config)
     model.load_state_dict({name: tensor.float() for name, tensor in converted.items()})
@@ -277,14 +277,14 @@ def verify_conversion(directory: str | Path, converted: dict[str, torch.Tensor])
     """Load a converted directory, compare every tensor with the original's and run a forward pass.
 
     Raises:
-        CheckpointError: a tensor differs, or the outputs are not finite boxes inside the range of a sigmoid.
+        ConversionError: a tensor differs, or the outputs are not finite boxes inside the range of a sigmoid.
     """
     model = SapDetrForObjectDetection.from_pretrained(directory).eval()
     loaded = model.state_dict()
     for name, tensor in converted.items():
         if loaded[name].shape != tensor.shape or not torch.equal(loaded[name], tensor.float()):
-            raise CheckpointError(f"`{name}` was not saved as it is in the checkpoint.")
+            raise ConversionError(f"`{name}` was not saved as it is in the checkpoint.")
     outputs = model(torch.randn(1, 3, 256, 320, generator=torch.Generator().manual_seed(0)))
     if not outputs.logits.isfinite().all() or not outputs.pred_boxes.isfinite().all():
-        raise CheckpointError("The converted model's outputs are not finite: the checkpoint holds broken weights.")
+        raise ConversionError("The converted model's outputs are not finite: the checkpoint holds broken weights.")
     logger.info("Verified %d tensors and a forward pass.", len(converted))
