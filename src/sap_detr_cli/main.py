@@ -44,6 +44,9 @@ VERBS: dict[str, type[Settings]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code: 0 done, 1 failed, 2 for arguments or inputs of no use."""
+    for stream in (sys.stdout, sys.stderr):  # a name that the console cannot show must not end a run
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     name, *words = list(sys.argv[1:] if argv is None else argv) or [""]
     if name == "--version":
         from importlib.metadata import version

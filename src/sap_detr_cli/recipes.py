@@ -18,11 +18,11 @@ def recipe_folder() -> Path:
     return Path(spec.submodule_search_locations[0]) / "recipes"
 
 
-def recipe_names() -> list[str]:
-    """Recipes by name, then Accelerate's configurations as `accelerate/NAME`."""
+def recipe_files() -> dict[str, Path]:
+    """The recipes by name, then what a launcher needs as `accelerate/NAME`."""
     folder = recipe_folder()
-    return [path.relative_to(folder).with_suffix("").as_posix() for path in
-            (*sorted(folder.glob("*.yaml")), *sorted(folder.glob("*/*.yaml")))]  # fmt: skip
+    paths = [path for pattern in ("*.yaml", "*/*.yaml", "*/*.sh") for path in sorted(folder.glob(pattern))]
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
 
 
 def recipe_file(name: str | Path) -> Path:
@@ -31,11 +31,12 @@ def recipe_file(name: str | Path) -> Path:
     Raises:
         FileNotFoundError: there is neither; the message says which there are.
     """
-    if str(name) in recipe_names():
-        return recipe_folder() / f"{name}.yaml"
+    files = recipe_files()
+    if str(name) in files:
+        return files[str(name)]
     if Path(name).is_file():
         return Path(name)
-    known = ", ".join(recipe for recipe in recipe_names() if "/" not in recipe)
+    known = ", ".join(recipe for recipe in files if "/" not in recipe)
     raise FileNotFoundError(f"{name} is no file, nor one of the recipes {known}.")
 
 
@@ -74,8 +75,8 @@ def read_recipe(name: str | Path, settings: type[Settings] = TrainingSettings) -
 def run(settings: RecipesSettings) -> int:
     """List the recipes, or copy one; an existing file stays as it is."""
     if settings.action == "list":
-        for name in recipe_names():
-            comment = recipe_file(name).read_text(encoding="utf-8").splitlines()[0]
+        for name, path in recipe_files().items():
+            comment = next(line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("# "))
             print(f"{name:<22}{comment.lstrip('# ')}")
         return 0
     assert settings.name is not None
@@ -88,7 +89,9 @@ def run(settings: RecipesSettings) -> int:
             copy.write(source.read_text(encoding="utf-8"))
     except FileExistsError as error:
         raise FileExistsError(f"{target} exists already: name another file.") from error
-    if "/" in settings.name:
+    if source.suffix == ".sh":
+        print(f"{target}: edit its first lines, then `sbatch {target} RECIPE --output_dir FOLDER`.")
+    elif "/" in settings.name:
         print(f"{target}: edit it, then `accelerate launch --config_file {target} -m sap_detr_cli train RECIPE`.")
     else:
         print(f"{target}: edit it, then `sap-detr train {target}`.")

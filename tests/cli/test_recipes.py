@@ -11,7 +11,7 @@ import yaml
 
 from sap_detr_cli.main import main
 from sap_detr_cli.options import options, parse
-from sap_detr_cli.recipes import read_recipe, recipe_folder, recipe_names
+from sap_detr_cli.recipes import read_recipe, recipe_files, recipe_folder
 from sap_detr_cli.settings.train import TrainingSettings
 from sap_detr_hf import SapDetrConfig
 
@@ -226,7 +226,7 @@ def test_verb_lists_and_copies(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["recipes"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == recipe_names()
+    assert [line.split()[0] for line in lines] == list(recipe_files())
     assert all(len(line.split()) > 3 for line in lines)
     assert main(["recipes", "copy", "finetune"]) == 0
     assert Path("finetune.yaml").read_text() == (recipe_folder() / "finetune.yaml").read_text()

@@ -75,7 +75,8 @@ class PredictionResults:
         self.failed += 1
 
     def _open(self, name: str) -> TextIO:
-        return (self.output / name).open("w", encoding="utf-8")
+        # A file name that is no UTF-8 holds surrogates; written as escapes, they are JSON and give the name back.
+        return (self.output / name).open("w", encoding="utf-8", errors="backslashreplace")
 
     @staticmethod
     def _write(file: TextIO, record: dict[str, Any]) -> None:

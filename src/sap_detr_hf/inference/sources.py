@@ -205,7 +205,8 @@ def short_name(name: str) -> str:
     """Last part of a path or address without its suffix, with nothing in it that a file name cannot have."""
     path = unquote(urlsplit(name).path) if is_url(name) else name
     stem = Path(path.replace("\\", "/")).stem
-    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in stem)[:100] or "image"
+    letters = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in stem)
+    return letters.encode()[:100].decode(errors="ignore") or "image"  # file systems limit bytes, not letters
 
 
 def _is_coco(text: str) -> bool:
