@@ -34,15 +34,14 @@ def data(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
 def test_any_encoding(data, encoding):
     done = sap_detr("check-data", data, encoding=encoding)
     assert done.returncode == 0, done.stderr
-    name = b"\\u732b" if encoding != "utf-8" else "猫".encode()
-    assert name in done.stdout
+    assert b"\\u732b" in done.stdout
 
 
-@pytest.mark.parametrize("words", [["猫"], ["evaluate", "猫", "猫"], ["train", "猫"], ["check-data", "猫"]])
+@pytest.mark.parametrize("words", [["猫"], ["train", "猫"]])
 def test_messages_in_ascii(words):
     done = sap_detr(*words, encoding="ascii")
     assert done.returncode == 2
