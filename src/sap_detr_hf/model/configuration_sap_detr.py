@@ -2,7 +2,7 @@
 """SAP-DETR model configuration (paper: SAP-DETR, CVPR 2023, arXiv 2211.02006)."""
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
@@ -50,6 +50,17 @@ class SapDetrConfig(PreTrainedConfig):
             Place reference points, Gaussian and sampling on each image's valid region instead of on the padded map.
             The released checkpoints were trained on the padded map, where an image's result depends on the others in
             its batch; with this option it does not, up to the backbone's border.
+        point_start (`"corner"` or `"center"`, defaults to `"corner"`):
+            Where in its cell a query's point starts. In the corner it gets 250 times less gradient than in the center
+            and hardly moves. `"center"` needs `point_update="exact"`: the released update throws the point back.
+        point_update (`"released"` or `"exact"`, defaults to `"released"`):
+            A layer adds to the logit of the point's place in its cell: measured in the image as in the released code,
+            or in the cell, so that a change of zero leaves the point where it is.
+        head_points (`"previous"` or `"current"`, defaults to `"previous"`):
+            The heads of a layer refine the point that entered the layer before, as in the released code, or the one
+            that entered the layer itself. The latter carries gradient to the layer before, as the sides always do.
+        inner_loss (`"step"` or `"distance"`, defaults to `"step"`):
+            Loss of a matched point outside its box: 1 without a gradient, or a bounded function of the distance.
         d_model (`int`, defaults to 256): Width of encoder, decoder and heads; a multiple of 4 and of the head counts.
         encoder_layers, decoder_layers (`int`, defaults to 6): Depths.
         encoder_attention_heads, decoder_attention_heads (`int`, defaults to 8): Attention heads.
@@ -114,6 +125,10 @@ class SapDetrConfig(PreTrainedConfig):
     sample_query_content: bool = True
     share_box_heads: bool = False
     valid_region: bool = False
+    point_start: Literal["corner", "center"] = "corner"
+    point_update: Literal["released", "exact"] = "released"
+    head_points: Literal["previous", "current"] = "previous"
+    inner_loss: Literal["step", "distance"] = "step"
     d_model: int = 256
     encoder_layers: int = 6
     encoder_attention_heads: int = 8
@@ -191,6 +206,14 @@ class SapDetrConfig(PreTrainedConfig):
             raise ValueError(
                 f"`query_grid` = {rows} x {columns} has {rows * columns} reference points but `num_queries` = "
                 f"{self.num_queries}: leave `num_queries` out, or set a grid with that many cells."
+            )
+
+    def validate_points(self):
+        """A point that starts in the center stays there until a layer moves it."""
+        if self.point_start == "center" and self.point_update == "released":
+            raise ValueError(
+                '`point_start="center"` needs `point_update="exact"`: the released update moves a point from the '
+                "center to the corner of its cell. Set both, or neither."
             )
 
     def validate_widths(self):

@@ -237,9 +237,25 @@ def layer_losses(
         "loss_bbox": (corners - target_corners).abs().sum((1, 2)) / num_boxes,
         "loss_giou": (1 - giou).sum(1) / num_boxes,
         "loss_ce_obj": objectness_focal_loss(predictions.objectness, quality, config) / num_boxes,
-        "loss_inner": points_outside(points, target_corners).sum(1) / num_boxes,
+        **{name: values.sum(1) / num_boxes for name, values in inner_losses(points, target_corners, config).items()},
         "class_error": class_error(matched_logits, classes),
     }
+
+
+def inner_losses(points: torch.Tensor, corners: torch.Tensor, config: SapDetrConfig) -> dict[str, torch.Tensor]:
+    """What points x, y (..., 2) cost that should lie in boxes x1, y1, x2, y2 (..., 4), elementwise.
+
+    `step` is 1 outside. `distance` is z / (1 + z) with z the distance from the box in box sizes, added over both axes:
+    it has a gradient, and is bounded because the border of its cell can keep a point from ever reaching its box. It
+    comes with the step's value, `loss_inner_share`, so that both can be compared.
+    """
+    outside = points_outside(points, corners)
+    if config.inner_loss == "step":
+        return {"loss_inner": outside}
+    low, high = corners.split(2, dim=-1)
+    distance = ((low - points).relu() + (points - high).relu()) / (high - low).clamp(min=1e-3)
+    distance = distance.sum(-1)
+    return {"loss_inner": distance / (1 + distance), "loss_inner_share": outside}
 
 
 def class_error(matched_logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
@@ -273,7 +289,7 @@ def sap_detr_loss(
     Returns:
         The weighted sum over all layers, and the unweighted, detached values: `loss_ce`, `loss_bbox`, `loss_giou`,
         `loss_ce_obj`, `loss_inner` and `class_error` (percent of matched queries) of the last layer, and the losses of
-        layer i as `loss_..._{i}`.
+        layer i as `loss_..._{i}`; see [`inner_losses`] for `loss_inner_share`.
 
     Raises:
         ValueError: not one dict of labels for each image; or see [`match_queries`].

@@ -36,7 +36,10 @@ from .salient_points import (
     SapDetrReferencePoints,
     box_corners,
     boxes_from_sides,
+    from_cells,
+    in_cells,
     logit,
+    start_points,
 )
 
 # --- Positions -------------------------------------------------------------------------------------------------------
@@ -522,11 +525,12 @@ class SapDetrDecoder(SapDetrPreTrainedModel):
 
         `corners` (N, 2) are the fixed reference points, the cells' upper left corners.
         """
-        rows, columns = self.config.query_grid
         head = self.point_heads[min(layer, len(self.point_heads) - 1)]
-        # The released code does not divide the offset by the cell's size before the logit.
-        step = (head(hidden_states).float() + logit(points - corners)).sigmoid()  # (B, N, 2) in cells
-        return corners + torch.stack([step[..., 0] / columns, step[..., 1] / rows], dim=-1)
+        place = points - corners  # the released code does not divide it by the cell's size
+        if self.config.point_update == "exact":
+            place = in_cells(place, self.config.query_grid)
+        place = (head(hidden_states).float() + logit(place)).sigmoid()  # (B, N, 2) in cells
+        return corners + from_cells(place, self.config.query_grid)
 
     def embed_positions(
         self, layer: int, hidden_states: torch.Tensor, points: torch.Tensor, sides: torch.Tensor
@@ -565,14 +569,14 @@ class SapDetrDecoder(SapDetrPreTrainedModel):
 
         Args:
             inputs_embeds: (B, N, d) initial content.
-            reference_points: (N, 2) x, y.
+            reference_points: (N, 2) x, y, the upper left corners of the queries' cells.
             box_sides: (B, N, 4) left, top, right, bottom.
             encoder_hidden_states: (B, L, d).
             spatial_position_embeddings: (B or 1, L, d).
             extent, valid, map_size: see [`SapDetrSideDirectedGaussian`].
         """
         hidden_states, sides = inputs_embeds, box_sides
-        points = reference_points.expand(hidden_states.shape[0], -1, -1)
+        points = start_points(reference_points, self.config).expand(hidden_states.shape[0], -1, -1)
         normed_states, entered_points, entered_sides = [], [points], [sides]
         for index, layer in enumerate(self.layers):
             points, sides = (points, sides) if index == 0 else (points.detach(), sides.detach())
@@ -591,10 +595,10 @@ class SapDetrDecoder(SapDetrPreTrainedModel):
             )
             normed_states.append(self.layer_norm(hidden_states))
             if index + 1 < len(self.layers):
-                # Layer i + 1's heads refine the point that entered layer i: the released code records the old point.
-                entered_points.append(points)
-                points = self.refine_points(index, hidden_states, points, reference_points)
+                old_points, points = points, self.refine_points(index, hidden_states, points, reference_points)
                 sides = self.refine_sides(index, hidden_states, sides)
+                # The released code records the old point: layer i + 1's heads refine the one that entered layer i.
+                entered_points.append(old_points if self.config.head_points == "previous" else points)
                 entered_sides.append(sides)
         return SapDetrDecoderOutput(
             last_hidden_state=normed_states[-1],
@@ -628,7 +632,7 @@ class SapDetrModel(SapDetrPreTrainedModel):
 
     def keep_start_positions(self):
         """Compute once what the first decoder layer embeds of the reference points and the first box sides."""
-        points = self.query_points()[None]  # (1, N, 2)
+        points = start_points(self.query_points(), self.config)[None]  # (1, N, 2)
         sides = self.query_sides()[None]  # (1, N, 4)
         content = self.query_sides.weight.new_zeros(*points.shape[:2], self.config.d_model)
         self.decoder.start_positions = None
@@ -690,10 +694,10 @@ class SapDetrModel(SapDetrPreTrainedModel):
             **kwargs,
         )
         encoded = encoder_outputs.last_hidden_state  # (B, L, d)
-        points = self.query_points()
+        corners = self.query_points()
         decoder_outputs = self.decoder(
-            self.start_content(encoded, points, region, map_size),
-            points,
+            self.start_content(encoded, start_points(corners, self.config), region, map_size),
+            corners,
             self.query_sides().expand(encoded.shape[0], -1, -1),
             encoder_hidden_states=encoded,
             spatial_position_embeddings=positions,
