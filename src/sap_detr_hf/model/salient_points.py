@@ -46,6 +46,13 @@ def start_points(corners: torch.Tensor, config: SapDetrConfig) -> torch.Tensor:
     return corners + from_cells(torch.full_like(corners, 0.5), config.query_grid)
 
 
+def cell_corners(points: torch.Tensor, config: SapDetrConfig) -> torch.Tensor:
+    """Upper left corners of the cells in which queries start at these points, (..., 2) both."""
+    if config.point_start == "corner":
+        return points
+    return points - from_cells(torch.full_like(points, 0.5), config.query_grid)
+
+
 def box_corners(points: torch.Tensor, sides: torch.Tensor) -> torch.Tensor:
     """(..., 2) x, y and (..., 4) left, top, right, bottom -> (..., 4) x1, y1, x2, y2."""
     left_top, right_bottom = sides.split(2, dim=-1)
