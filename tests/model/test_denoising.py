@@ -9,7 +9,7 @@ from torch import nn
 
 from sap_detr_hf import SapDetrConfig, SapDetrForObjectDetection
 from sap_detr_hf.model.denoising import denoising_queries, draw_noise
-from sap_detr_hf.model.loss import pad_targets, points_outside
+from sap_detr_hf.model.loss import iou_and_giou, pad_targets, points_outside
 from sap_detr_hf.model.salient_points import box_corners
 from sap_detr_hf.training.compilation import compile_transformer
 
@@ -235,16 +235,18 @@ def test_every_parameter_gets_a_gradient(counts):
     assert (model.denoising_class_embedding.weight.grad.abs().max() == 0) == (sum(counts) == 0)
 
 
-def test_perfect_predictions_of_positives_cost_nothing_but_their_class():
-    """The losses by hand, from the model's own predictions of one image."""
+def test_losses_are_those_computed_by_hand():
+    """From the model's own predictions of one image."""
     model = noisy_model(auxiliary_loss=False)
+    model.class_heads[-1].layers[-1].bias.data += 4  # so that negatives cost something
+    model.objectness_head.bias.data += 4
     pixels, mask = tiny_inputs(((96, 128),))
     labels, noise = tiny_labels((3,)), draw_noise(1, PAIRS, torch.device("cpu"))
     queries = denoising_queries(labels, model.denoising_class_embedding, model.config, noise)
     outputs = model.model(pixels, mask, denoising=queries)
     predictions = {name: value[-1, 0, 20:].detach() for name, value in model.predict(outputs, 2, queries).items()}
     got = model(pixels, mask, labels=labels, num_boxes=3.0, denoising_noise=noise).loss_dict
-    ce, l1, inner = 0.0, 0.0, 0.0
+    ce, l1, inner, objectness = 0.0, 0.0, 0.0, 0.0
     for slot in range(2 * PAIRS):
         weight = float(queries.weights[0, slot])
         for k in range(6):
@@ -253,13 +255,22 @@ def test_perfect_predictions_of_positives_cost_nothing_but_their_class():
                 ce += weight * float(-0.25 * (1 - p) ** 2 * p.log())
             else:
                 ce += weight * float(-0.75 * p**2 * (1 - p).log())
+        p_object = predictions["pred_objectness"][slot, 0].sigmoid()
+        if slot >= PAIRS:
+            objectness += weight * float(-0.75 * p_object**2 * (1 - p_object).log())
         if slot < PAIRS:
             center, size = predictions["pred_boxes"][slot].split(2)
             corners = torch.cat([center - size / 2, center + size / 2])
-            l1 += weight * float((corners - queries.target_corners[0, slot]).abs().sum())
+            target = queries.target_corners[0, slot]
+            l1 += weight * float((corners - target).abs().sum())
+            iou = float(iou_and_giou(corners, target)[0])
+            distance = 1 - (p_object * iou + (1 - p_object) * (1 - iou))
+            entropy = -(iou * p_object.log() + (1 - iou) * (1 - p_object).log())
+            objectness += weight * float((0.25 * iou + 0.75 * (1 - iou)) * distance**2 * entropy)
             inner += weight * float(points_outside(predictions["pred_points"][slot], queries.target_corners[0, slot]))
     assert float(got["loss_ce_dn"]) == pytest.approx(ce / 3, rel=1e-4)
     assert float(got["loss_bbox_dn"]) == pytest.approx(l1 / 3, rel=1e-4)
+    assert float(got["loss_ce_obj_dn"]) == pytest.approx(objectness / 3, rel=1e-4)
     assert float(got["loss_inner_dn"]) == pytest.approx(inner / 3, rel=1e-4)
 
 

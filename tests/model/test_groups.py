@@ -8,6 +8,7 @@ from tiny_model import tiny_config, tiny_inputs, tiny_labels, tiny_model
 
 from sap_detr_hf import SapDetrConfig, SapDetrForObjectDetection, SapDetrModel
 from sap_detr_hf.model.configuration_sap_detr import FURTHER_VARIANTS, PUBLISHED_VARIANTS
+from sap_detr_hf.model.loss import sap_detr_loss
 
 OUTPUTS = ("logits", "pred_boxes", "pred_points", "pred_objectness")
 FIELDS = (*OUTPUTS, "last_hidden_state", "intermediate_hidden_states", "intermediate_box_sides")
@@ -100,6 +101,20 @@ def test_each_group_is_matched_by_itself():
         values = torch.stack([each.loss_dict[name] for each in alone])
         wanted = values[0] if name == "class_error" else values.float().mean()
         torch.testing.assert_close(value, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_losses_are_means_of_the_groups_but_the_class_error_is_the_firsts():
+    torch.manual_seed(0)
+    shapes = {"logits": 6, "pred_boxes": 4, "pred_points": 2, "pred_objectness": 1}
+    outputs = {name: torch.rand(2, 2, 20 * GROUPS, width) for name, width in shapes.items()}
+    labels, config = tiny_labels((9, 8)), tiny_config()
+    loss, got = sap_detr_loss(**outputs, labels=labels, config=config, num_groups=GROUPS)
+    parts = ({name: value[:, :, 20 * g : 20 * (g + 1)] for name, value in outputs.items()} for g in range(GROUPS))
+    losses, dicts = zip(*(sap_detr_loss(**part, labels=labels, config=config) for part in parts), strict=True)
+    assert len({float(each["class_error"]) for each in dicts}) > 1
+    assert got["class_error"] == dicts[0]["class_error"]
+    torch.testing.assert_close(loss, torch.stack(losses).mean())
+    torch.testing.assert_close(got["loss_giou_0"], torch.stack([each["loss_giou_0"] for each in dicts]).mean())
 
 
 @torch.no_grad()

@@ -397,7 +397,6 @@ CHANGES = {
     "share_box_heads": True,
     "valid_region": True,
     "point_update": "exact",
-    "head_points": "current",
     "inner_loss": "distance",
     "d_model": 64,
     "encoder_layers": 1,
