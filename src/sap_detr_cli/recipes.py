@@ -75,9 +75,11 @@ def read_recipe(name: str | Path, settings: type[Settings] = TrainingSettings) -
 def run(settings: RecipesSettings) -> int:
     """List the recipes, or copy one; an existing file stays as it is."""
     if settings.action == "list":
-        for name, path in recipe_files().items():
+        files = recipe_files()
+        width = max(map(len, files)) + 2
+        for name, path in files.items():
             comment = next(line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("# "))
-            print(f"{name:<22}{comment.lstrip('# ')}")
+            print(f"{name:<{width}}{comment.lstrip('# ')}")
         return 0
     assert settings.name is not None
     source = recipe_file(settings.name)

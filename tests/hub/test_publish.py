@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -199,6 +200,23 @@ def test_weights_are_copied_where_links_cannot_be_made(model_dir, monkeypatch):
         assert (folder / "model.safetensors").read_bytes() == (model_dir / "model.safetensors").read_bytes()
     assert not folder.exists()
     assert (model_dir / "model.safetensors").is_file()
+
+
+def test_what_only_training_uses_is_not_published(tmp_path):
+    fields = {"num_groups": 3, "group_content": True, "denoising_pairs": 4}
+    model = _save_model(tmp_path / "trained", shards="100KB", **fields).eval()
+    published = tmp_path / "published"
+    with prepared_folder(tmp_path / "trained", "card") as folder:
+        shutil.copytree(folder, published)
+    loaded, loading = SapDetrForObjectDetection.from_pretrained(published, output_loading_info=True)
+    assert not any(loading[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert loaded.config.num_groups == 1
+    assert {name for name in model.state_dict() if name not in loaded.state_dict()} == {
+        "model.query_groups.sides.weight", "model.query_groups.content.weight", "denoising_class_embedding.weight"
+    }  # fmt: skip
+    assert load_file(published / "model.safetensors").keys() == loaded.state_dict().keys()
+    pixels = torch.zeros(1, 3, 64, 96)
+    assert torch.equal(loaded.eval()(pixels).logits, model(pixels).logits)
 
 
 def test_existing_repositories(hub, client, model_dir, tmp_path, capsys):

@@ -17,7 +17,7 @@ from transformers import AutoImageProcessor, AutoModelForObjectDetection
 from sap_detr_cli.options import options
 from sap_detr_cli.settings.convert_checkpoint import ConversionSettings
 from sap_detr_cli.settings.train import TrainingSettings
-from sap_detr_hf.model.configuration_sap_detr import PUBLISHED_VARIANTS
+from sap_detr_hf.model.configuration_sap_detr import FURTHER_VARIANTS, PUBLISHED_VARIANTS
 from sap_detr_hf.weights.convert import (
     ConversionError,
     config_of_checkpoint,
@@ -65,9 +65,10 @@ def test_command_converts_and_verifies(checkpoint, tmp_path):
 
 
 def test_help_names_every_variant_and_loads_nothing_heavy():
-    for settings in (ConversionSettings, TrainingSettings):
+    variants = {ConversionSettings: PUBLISHED_VARIANTS, TrainingSettings: {**PUBLISHED_VARIANTS, **FURTHER_VARIANTS}}
+    for settings, names in variants.items():
         kinds = {option.name: option.kind for option in options(settings)}
-        assert get_args(kinds["variant"]) == tuple(PUBLISHED_VARIANTS)
+        assert get_args(kinds["variant"]) == tuple(names)
     code = (
         "import runpy, sys; sys.modules['torch'] = sys.modules['transformers'] = None\n"
         f"sys.argv = ['convert_checkpoint.py', '--help']; runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"

@@ -37,7 +37,8 @@ class TrainingSettings(Settings):
     model: Annotated[str | None, "model directory or Hub id to fine-tune"] = None
     ignore_mismatched_sizes: Annotated[bool, "give `model` a new class head when the data has other classes"] = False
     variant: Annotated[
-        Literal["r50", "r50-dc5", "r101", "r101-dc5"] | None, "published model to train from scratch"
+        Literal["r50", "r50-dc5", "r101", "r101-dc5", "r50-group", "r50-dc5-group", "r50-dn", "r50-plus"] | None,
+        "model to train from scratch: a published one, or with groups, denoising or both in training",
     ] = None
     model_overrides: Annotated[dict[str, Any], "SapDetrConfig fields to change, for instance {dropout: 0.1}"] = field(
         default_factory=dict

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,12 +24,15 @@ from huggingface_hub.utils import validate_repo_id
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
 from PIL import Image
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from transformers import AutoModelForObjectDetection
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from sap_detr_cli.recipes import read_recipe
 from sap_detr_cli.settings.train import TrainingSettings
 
+from ..model.configuration_sap_detr import WITHOUT_TRAINING_QUERIES
+from ..model.modeling_sap_detr import SapDetrForObjectDetection
 from .model_card import CONVERTED_TAG, RELEASED_LICENSE, REPO_ID, CardSources, check_card, model_card, read_results
 from .remote_code import config_class_of, remote_code_contents
 
@@ -130,6 +134,10 @@ def prepared_folder(model_dir: str | os.PathLike, card: str) -> Iterator[Path]:
     """
     contents = {"README.md": card.encode(), **remote_code_contents(model_dir)}
     weights = weight_files(model_dir)
+    config = json.loads(contents["config.json"])
+    if any(config.get(name, value) != value for name, value in WITHOUT_TRAINING_QUERIES.items()):
+        contents["config.json"] = json.dumps({**config, **WITHOUT_TRAINING_QUERIES}, indent=2, sort_keys=True).encode()
+        contents[WEIGHTS], weights = weights_without_training_queries(model_dir), []
     with TemporaryDirectory(prefix="sap_detr_") as name:
         folder = Path(name)
         for file_name, content in contents.items():
@@ -154,6 +162,21 @@ def describe_upload(model_dir: str | os.PathLike, repo_id: str, card: str) -> st
     lines = [f"Nothing was sent. {repo_id} would get {len(sizes)} files in one commit:", ""]
     lines += [f"{size:>12,} bytes  {name}" for name, size in sizes.items()]
     return "\n".join([*lines, f"{sum(sizes.values()):>12,} bytes  in all", "", "README.md:", "", card])
+
+
+def weights_without_training_queries(model_dir: str | os.PathLike) -> bytes:
+    """Return the weights as one safetensors file, without further groups of queries and denoising: a base SAP-DETR.
+
+    Raises:
+        FileNotFoundError, ValueError: see [`weight_files`]; or the weights are broken.
+    """
+    only_training = re.compile("|".join(SapDetrForObjectDetection._keys_to_ignore_on_load_unexpected))
+    try:
+        files = [load_file(path) for path in weight_files(model_dir) if path.suffix == ".safetensors"]
+    except SafetensorError as error:
+        raise ValueError(f"The weights in {model_dir} are broken or truncated ({error}).") from error
+    tensors = {name: tensor for file in files for name, tensor in file.items() if not only_training.search(name)}
+    return save(tensors, metadata={"format": "pt"})
 
 
 def weight_files(model_dir: str | os.PathLike) -> list[Path]:
