@@ -40,7 +40,10 @@ REPORTED_BY_AUTHORS: dict[str, dict[str, float]] = {
 }
 
 # What the published models have in common, besides their backbones.
-ARCHITECTURE = ("query_grid", "sample_query_content", "share_box_heads", "d_model", "encoder_layers", "decoder_layers")
+ARCHITECTURE = (
+    "query_grid", "sample_query_content", "share_box_heads", "side_directed_gaussian", "activation_function", "d_model",
+    "encoder_layers", "decoder_layers",
+)  # fmt: skip
 
 # The settings that decide what a model has learned, in the order of the card's table.
 RECIPE = (
