@@ -1,9 +1,11 @@
 # Copyright 2026 The sap_detr_hf authors. Licensed under the Apache License, Version 2.0.
 """The model and image processor that a run starts from: a published variant from scratch, or a model to fine-tune."""
 
+import sys
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
@@ -15,6 +17,7 @@ from ..evaluation_mode import evaluation_mode
 from ..model.configuration_sap_detr import SapDetrConfig, check_field_names
 from ..model.image_processing_sap_detr import SapDetrImageProcessor
 from ..model.modeling_sap_detr import SapDetrForObjectDetection
+from ..weights.class_rows import shared_classes, start_class_rows
 from ..weights.pretrained import at_size, readable_model
 from .optimization import freeze_parameters
 
@@ -104,16 +107,17 @@ def _model_to_fine_tune(settings: TrainingSettings, data: DetectionData) -> PreT
             f"`model_overrides` ({', '.join(fields)}) change the shape of weights of {settings.model}. To start these "
             "weights anew, set `ignore_mismatched_sizes` to true; the classes become those of the data then."
         ) from error
-    same_number = len(config.id2label) == len(data.id2label)
-    if settings.ignore_mismatched_sizes and same_number and config.id2label != data.id2label:
-        _renew_class_head(model)
+    if settings.ignore_mismatched_sizes and config.id2label != data.id2label:
+        _start_class_head(model, settings.model, config.id2label)
     return model
 
 
-@torch.no_grad()
-def _renew_class_head(model: PreTrainedModel):
-    """Other classes of the same number: no size differs, yet the old head would call a dog a ship."""
-    fresh = type(model)(model.config).state_dict()
-    for name, parameter in model.named_parameters():
-        if "class" in name and parameter.shape[0] == model.config.num_labels:
-            parameter.copy_(fresh[name])
+def _start_class_head(model: PreTrainedModel, base: str, old_classes: dict[int, str]):
+    """Other classes, maybe of the same number, where no size differs, yet the old head would call a dog a ship."""
+    new_classes: dict[int, str] = model.config.id2label  # type: ignore[assignment]
+    pairs = shared_classes(old_classes, new_classes)
+    start_class_rows(model, AutoModelForObjectDetection.from_pretrained(base), pairs)
+    if PartialState().is_main_process:
+        kept = ", ".join(new_classes[index] for index in pairs)
+        new = ", ".join(name for index, name in new_classes.items() if index not in pairs)
+        print(f"Class head: keeps {kept or 'no class'} of {base}; starts anew for {new or 'none'}.", file=sys.stderr)
