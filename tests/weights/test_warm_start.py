@@ -196,6 +196,8 @@ def test_directory_is_a_model_with_a_card(tmp_path):
     assert "| encoder.layers.*.ffn.fc1 | encoder.layers.*.mlp.fc1 | 6,240 |" in card
     assert "| decoder.layers.*.cross_attn.q_content_proj | decoder.layers.*.encoder_attn.q_proj * 1.7321 |" in card
     assert "| class_heads.*.layers.* | starts anew |" in card
+    assert "| encoder.layers.*.position_scale.layers.* | starts as the constant 1 | 16,640 |" in card
+    assert str(tmp_path) not in card
     assert "Not taken: `query_position_embeddings`" in card
     with pytest.raises(ValueError, match="not empty"):
         warm_start_model(str(tmp_path / "source"), target)

@@ -49,29 +49,33 @@ class WarmStart:
     taken: dict[str, tuple[str, float]]
     unused: tuple[str, ...]
 
+    @property
+    def name(self) -> str:
+        """What a card may say of the source: its Hub id, or the directory's name without its place."""
+        return self.base_model or Path(self.source).name
+
     def table(self) -> str:
         """Which parts were taken from where, and which start anew, in Markdown."""
         values: dict[tuple[str, str], int] = {}
         for name, tensor in self.model.state_dict().items():
             row = (_part(name.removeprefix("model.")), self._origin(name.removeprefix("model.")))
             values[row] = values.get(row, 0) + tensor.numel()
-        taken = sum(count for (_, origin), count in values.items() if origin != NEW)
+        taken = sum(count for (_, origin), count in values.items() if origin not in (NEW, CONSTANT))
         share = f"{100 * taken / sum(values.values()):.0f} %"
         rows = [(part, origin, f"{count:,}") for (part, origin), count in values.items()]
         rows.append(("**taken in all**", share, f"{taken:,}"))
         unused = ", ".join(f"`{part}`" for part in dict.fromkeys(map(_part, self.unused)))
-        return (
-            markdown_table(("part", f"from {self.source}", "values"), rows) + f"\n\nNot taken: {unused or 'nothing'}."
-        )
+        return markdown_table(("part", f"from {self.name}", "values"), rows) + f"\n\nNot taken: {unused or 'nothing'}."
 
     def _origin(self, name: str) -> str:
         if name not in self.taken:
-            return NEW
+            return CONSTANT if ".position_scale." in name else NEW
         theirs, factor = self.taken[name]
         return _part(theirs) + ("" if factor == 1 else f" * {factor:.4f}")
 
 
 NEW = "starts anew"
+CONSTANT = "starts as the constant 1"
 
 
 def _part(name: str) -> str:
@@ -144,7 +148,7 @@ def warm_start_model(source: str, target_dir: str | Path, **overrides: Any) -> W
         base_model=start.base_model,
     )
     (target_dir / "README.md").write_text(
-        f"---\n{card.to_yaml()}\n---\n\n# SAP-DETR started from {source}\n\n"
+        f"---\n{card.to_yaml()}\n---\n\n# SAP-DETR started from {start.name}\n\n"
         f"Weights to fine-tune, not a trained detector: what starts anew has learned nothing.\n\n{start.table()}\n",
         encoding="utf-8",
     )
