@@ -5,11 +5,11 @@ import torch
 from tiny_model import tiny_model
 from transformers import DetrConfig, DetrForObjectDetection, ResNetConfig
 
+from sap_detr_cli.settings.train import TrainingSettings
 from sap_detr_hf.data.dataset import DetectionData
 from sap_detr_hf.model.coco_labels import COCO_ID2LABEL
 from sap_detr_hf.model.initialization import PRIOR_BIAS
 from sap_detr_hf.training.model import build_model
-from sap_detr_hf.training.settings import TrainingSettings
 from sap_detr_hf.weights.class_rows import class_tensors, shared_classes
 
 HEAD = {f"class_heads.{i}.layers.2.{part}" for i in (0, 1) for part in ("weight", "bias")}
@@ -95,6 +95,15 @@ def test_the_same_classes_stay_as_they_are(saved, capsys):
     new = build_model(settings, _data(names)).state_dict()
     assert all(torch.equal(new[name], old[name]) for name in old)
     assert "Class head" not in capsys.readouterr().err
+
+
+def test_classes_of_another_name(saved):
+    old, directory = saved
+    settings = {"model": directory, "data": "none", "class_mapping": {"semaphore": "traffic light"}}
+    with pytest.raises(ValueError, match="`class_mapping` is for the new class head"):
+        TrainingSettings(**settings)
+    new = build_model(TrainingSettings(**settings, ignore_mismatched_sizes=True), _data(["semaphore", "van"]))
+    assert all(torch.equal(new.state_dict()[name][0], old[name][1]) for name in HEAD)
 
 
 def test_as_wide_as_the_model(tmp_path):

@@ -5,50 +5,13 @@ import re
 
 import pytest
 import torch
-from tiny_model import TINY_BACKBONE, tiny_inputs
-from transformers import (
-    AutoImageProcessor,
-    AutoModelForObjectDetection,
-    ConditionalDetrConfig,
-    DabDetrConfig,
-    DetrConfig,
-    DetrImageProcessorPil,
-    ResNetConfig,
-)
+from source_detectors import CONFIGS, SMALL, TINY, WIDTH, save_source
+from tiny_model import tiny_inputs
+from transformers import AutoImageProcessor, DetrImageProcessorPil, ResNetConfig
 
+from sap_detr_cli.main import main
 from sap_detr_hf import SapDetrForObjectDetection
 from sap_detr_hf.weights.warm_start import base_model_of, warm_start, warm_start_model
-
-CONFIGS = {"dab-detr": DabDetrConfig, "detr": DetrConfig, "conditional_detr": ConditionalDetrConfig}
-WIDTH = 64
-SMALL = {
-    "encoder_layers": 2,
-    "decoder_layers": 3,
-    "encoder_attention_heads": 4,
-    "decoder_attention_heads": 8,
-    "encoder_ffn_dim": 48,
-    "decoder_ffn_dim": 56,
-    "num_queries": 12,
-    "id2label": {0: "N/A", 1: "person", 2: "car"},
-}
-TINY = {key: value for key, value in TINY_BACKBONE.items() if key != "model_type"}
-
-
-def save_source(directory, kind: str, seed: int = 0, **fields):
-    """A detector of transformers with random weights everywhere, norms' statistics included."""
-    if "backbone_config" not in fields and "backbone" not in fields:
-        fields["backbone_config"] = ResNetConfig(**TINY)
-    width = {"hidden_size" if kind == "dab-detr" else "d_model": WIDTH}
-    torch.manual_seed(seed)
-    model = AutoModelForObjectDetection.from_config(CONFIGS[kind](**{**SMALL, **width, **fields}))
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            if tensor.is_floating_point():
-                tensor += 0.1 * (tensor.std(correction=0) + 0.5) * torch.randn_like(tensor).clamp(-3, 3)
-            if name.endswith("running_var"):
-                tensor.abs_()
-    model.save_pretrained(directory)
-    return model.eval()
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
@@ -201,6 +164,17 @@ def test_directory_is_a_model_with_a_card(tmp_path):
     assert "Not taken: `query_position_embeddings`" in card
     with pytest.raises(ValueError, match="not empty"):
         warm_start_model(str(tmp_path / "source"), target)
+
+
+def test_command_writes_the_directory_and_prints_the_table(tmp_path, capsys):
+    save_source(tmp_path / "source", "conditional_detr")
+    assert main(["warm-start", str(tmp_path / "source"), str(tmp_path / "target")]) == 0
+    printed = capsys.readouterr().out
+    assert "| decoder.layers.*.cross_attn.k_position_proj | decoder.layers.*.encoder_attn.k_pos_proj |" in printed
+    assert SapDetrForObjectDetection.from_pretrained(tmp_path / "target").config.position_temperature == 10000
+    assert main(["warm-start", str(tmp_path / "nothing"), str(tmp_path / "other")]) == 2
+    assert "nothing is no model directory here" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
 
 
 def test_overrides_and_their_limits(tmp_path):

@@ -19,6 +19,7 @@ from ..model.image_processing_sap_detr import SapDetrImageProcessor
 from ..model.modeling_sap_detr import SapDetrForObjectDetection
 from ..weights.class_rows import shared_classes, start_class_rows
 from ..weights.pretrained import at_size, readable_model
+from ..weights.warm_start import pixel_settings, warm_start
 from .optimization import freeze_parameters
 
 
@@ -29,10 +30,14 @@ def build_model(settings: TrainingSettings, data: DetectionData) -> PreTrainedMo
         ValueError: settings or classes that do not fit; the message names the category.
         OSError: a model or weights file that cannot be read.
     """
+    classes = {"id2label": data.id2label, "category_ids": data.category_ids}
     if settings.variant:
-        classes = {"id2label": data.id2label, "category_ids": data.category_ids}
         config = SapDetrConfig.from_variant(settings.variant, **{**classes, **settings.model_overrides})
         model: PreTrainedModel = SapDetrForObjectDetection(config)
+    elif settings.init_from:
+        start = warm_start(settings.init_from, **{**classes, **settings.model_overrides})
+        _say(start.table())
+        model = start.model
     else:
         model = _model_to_fine_tune(settings, data)
     if settings.backbone_weights:
@@ -77,7 +82,7 @@ def build_image_processor(settings: TrainingSettings) -> BaseImageProcessor:
         with readable_model(settings.model):
             processor = AutoImageProcessor.from_pretrained(settings.model)
     else:
-        processor = SapDetrImageProcessor()
+        processor = SapDetrImageProcessor(**(pixel_settings(settings.init_from) if settings.init_from else {}))
     return at_size(processor, settings.shortest_edge, settings.longest_edge)
 
 
@@ -108,16 +113,21 @@ def _model_to_fine_tune(settings: TrainingSettings, data: DetectionData) -> PreT
             "weights anew, set `ignore_mismatched_sizes` to true; the classes become those of the data then."
         ) from error
     if settings.ignore_mismatched_sizes and config.id2label != data.id2label:
-        _start_class_head(model, settings.model, config.id2label)
+        _start_class_head(model, settings, config.id2label)
     return model
 
 
-def _start_class_head(model: PreTrainedModel, base: str, old_classes: dict[int, str]):
+def _start_class_head(model: PreTrainedModel, settings: TrainingSettings, old_classes: dict[int, str]):
     """Other classes, maybe of the same number, where no size differs, yet the old head would call a dog a ship."""
+    assert settings.model
     new_classes: dict[int, str] = model.config.id2label  # type: ignore[assignment]
-    pairs = shared_classes(old_classes, new_classes)
-    start_class_rows(model, AutoModelForObjectDetection.from_pretrained(base), pairs)
+    pairs = shared_classes(old_classes, new_classes, settings.class_mapping)
+    start_class_rows(model, AutoModelForObjectDetection.from_pretrained(settings.model), pairs)
+    kept = ", ".join(new_classes[index] for index in pairs)
+    new = ", ".join(name for index, name in new_classes.items() if index not in pairs)
+    _say(f"Class head: keeps {kept or 'no class'} of {settings.model}; starts anew for {new or 'none'}.")
+
+
+def _say(text: str):
     if PartialState().is_main_process:
-        kept = ", ".join(new_classes[index] for index in pairs)
-        new = ", ".join(name for index, name in new_classes.items() if index not in pairs)
-        print(f"Class head: keeps {kept or 'no class'} of {base}; starts anew for {new or 'none'}.", file=sys.stderr)
+        print(text, file=sys.stderr)

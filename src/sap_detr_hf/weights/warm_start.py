@@ -116,7 +116,7 @@ def warm_start(source: str, **overrides: Any) -> WarmStart:
     license_name, base_model = _source_card(source)
     return WarmStart(
         model=model.eval(),
-        image_processor=_image_processor(source),
+        image_processor=SapDetrImageProcessorPil(**pixel_settings(source)),
         source=source,
         base_model=base_model,
         license=license_name,
@@ -136,7 +136,8 @@ def warm_start_model(source: str, target_dir: str | Path, **overrides: Any) -> W
         OSError, ValueError: see [`warm_start`]; or the directory holds something.
     """
     target_dir = Path(target_dir)
-    prepare_folder(target_dir, overwrite=False, results=())
+    if target_dir.exists():
+        prepare_folder(target_dir, overwrite=False, results=())
     start = warm_start(source, **overrides)
     start.model.save_pretrained(target_dir)
     start.image_processor.save_pretrained(target_dir)
@@ -260,14 +261,15 @@ def _scale_positions_by_one(model: SapDetrForObjectDetection) -> None:
         last.bias.fill_(1.0)
 
 
-def _image_processor(source: str) -> SapDetrImageProcessorPil:
+def pixel_settings(source: str) -> dict[str, Any]:
+    """Image size, mean, deviation and the like of a source's image processor; nothing where it has none."""
     try:
         theirs = AutoImageProcessor.from_pretrained(source).to_dict()
     except OSError:  # a directory with a model alone
-        return SapDetrImageProcessorPil()
+        return {}
     fields = {name: theirs[name] for name in _PIXEL_FIELDS if theirs.get(name) is not None}
     fields["size"] = {side: pixels for side, pixels in dict(fields["size"]).items() if pixels is not None}
-    return SapDetrImageProcessorPil(**fields)
+    return fields
 
 
 def _source_card(source: str) -> tuple[str | None, str | None]:
