@@ -33,7 +33,8 @@ def outputs(name: str) -> dict[str, np.ndarray]:
         return dict(arrays)
 
 
-def _draw(name: str, shape: list[int]) -> np.ndarray:
+def draw(name: str, shape: list[int]) -> np.ndarray:
+    """The deterministic values of a released tensor."""
     r = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)
     if name.endswith("running_var"):
         return 0.1 * abs(r) + 0.9
@@ -48,7 +49,8 @@ def _draw(name: str, shape: list[int]) -> np.ndarray:
     return 0.02 * r - (4 if is_class_bias else 0)
 
 
-def _grid(rows: int, columns: int) -> np.ndarray:
+def released_grid(rows: int, columns: int) -> np.ndarray:
+    """The fixed reference points as the released code stores them, (rows * columns, 2) logits."""
     y, x = np.meshgrid(np.arange(rows) / rows, np.arange(columns) / columns, indexing="ij")
     points = np.stack([x.ravel(), y.ravel()], axis=1)
     return np.log(np.maximum(points, 1e-3) / np.maximum(1 - points, 1e-3))
@@ -61,7 +63,7 @@ def released_state_dict(name: str) -> dict[str, torch.Tensor]:
     entries = description(name)["tensors"]
     for key, entry in entries.items():
         if "same_as" not in entry:
-            value = _grid(17, 18) if key == "refpoint_embed.weight" else _draw(key, entry["shape"])
+            value = released_grid(17, 18) if key == "refpoint_embed.weight" else draw(key, entry["shape"])
             tensors[key] = torch.from_numpy(np.asarray(value, dtype=np.float32))
     return {key: tensors[entry.get("same_as", key)] for key, entry in entries.items()}
 

@@ -22,6 +22,7 @@ from .settings.recipes import RecipesSettings
 from .settings.show_data import ShowDataSettings
 from .settings.time_training import TimeTrainingSettings
 from .settings.train import TrainingSettings
+from .settings.warm_start import WarmStartSettings
 
 VERBS: dict[str, type[Settings]] = {
     "train": TrainingSettings,
@@ -30,6 +31,7 @@ VERBS: dict[str, type[Settings]] = {
     "predict": PredictionSettings,
     "explain": ExplanationSettings,
     "convert-checkpoint": ConversionSettings,
+    "warm-start": WarmStartSettings,
     "check-data": CheckDataSettings,
     "show-data": ShowDataSettings,
     "export": ExportSettings,

@@ -119,8 +119,8 @@ def test_command_line_wins_over_recipe_and_values_are_typed(tmp_path):
         ([*NEEDED, "--model_overrides", "{a: "], "cannot be read"),
         ([*NEEDED, "--ema_decay", "1.5"], "between 0 and 1"),
         ([*NEEDED, "--gradient_clip", "0"], "above 0"),
-        ([*NEEDED, "--model", "x"], "not both"),
-        (["--data", "coco"], "not neither"),
+        ([*NEEDED, "--model", "x"], "not model and variant"),
+        (["--data", "coco"], "not none of them"),
         (["--variant", "r50"], "Name the training data"),
     ],
 )

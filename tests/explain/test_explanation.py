@@ -204,6 +204,11 @@ def test_matching_is_the_losss(model, image, monkeypatch):
     assert inside.all()
 
 
+def test_a_model_without_gaussian_is_refused(image):
+    with pytest.raises(ValueError, match="`side_directed_gaussian` is off"):
+        explained(tiny_model(side_directed_gaussian=False), image)
+
+
 def test_matching_without_boxes_and_of_unknown_classes(model, image):
     matching = explain_matching(model, SapDetrImageProcessorPil(size=SIZE), image, [], [])
     assert matching.queries.shape == (3, 0)

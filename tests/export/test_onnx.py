@@ -254,7 +254,9 @@ def test_sessions_leave_the_cores_to_what_is_measured_next(exported):
     assert options.get_session_config_entry("session.force_spinning_stop") == "1"
 
 
-def test_whole_graph_with_dynamic_shapes(model):
+@pytest.mark.parametrize("gaussian", [True, False])
+def test_whole_graph_with_dynamic_shapes(model, gaussian):
+    model = model if gaussian else tiny_model(side_directed_gaussian=False)
     batch, height, width = Dim.DYNAMIC, Dim.DYNAMIC, Dim.DYNAMIC
     dynamic = {"pixel_values": {0: batch, 2: height, 3: width}, "pixel_mask": {0: batch, 1: height, 2: width}}
     graph = OnnxGraph(model).eval()

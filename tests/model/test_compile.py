@@ -22,10 +22,10 @@ def _fresh_compiler():
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("optimized", [False, True])
+@pytest.mark.parametrize(("optimized", "gaussian"), [(False, True), (True, True), (False, False)])
 @torch.no_grad()
-def test_one_graph_serves_all_image_sizes(optimized):
-    model = tiny_model()
+def test_one_graph_serves_all_image_sizes(optimized, gaussian):
+    model = tiny_model(side_directed_gaussian=gaussian)
     if optimized:
         model.optimize_for_inference()
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")

@@ -155,8 +155,9 @@ def test_full_mask_equals_no_mask():
 
 
 @torch.no_grad()
-def test_sdpa_equals_eager():
-    model = tiny_model()
+@pytest.mark.parametrize("side_directed_gaussian", [True, False])
+def test_sdpa_equals_eager(side_directed_gaussian):
+    model = tiny_model(side_directed_gaussian=side_directed_gaussian)
     results = {}
     for name in ("eager", "sdpa"):
         model.set_attn_implementation({"": name, "backbone_config": "eager"})
@@ -395,6 +396,8 @@ CHANGES = {
     "query_grid": [5, 4],
     "sample_query_content": False,
     "share_box_heads": True,
+    "side_directed_gaussian": False,
+    "prediction_grid": [2, 2],
     "valid_region": True,
     "point_update": "exact",
     "inner_loss": "distance",
@@ -447,6 +450,7 @@ def test_every_configuration_field_is_read(field):
         ({"num_queries": 300}, "query_grid="),
         ({"query_grid": [3, 4], "num_queries": 13}, "3 x 4 has 12 reference points"),
         ({"query_grid": [3]}, "rows, columns"),
+        ({"prediction_grid": [20]}, "`prediction_grid` must be"),
         ({"d_model": 250}, "cannot be split into `encoder_attention_heads` = 8"),
         ({"d_model": 48}, "GroupNorm"),
         ({"d_model": "wide"}, "expected int"),
@@ -462,6 +466,19 @@ def test_configuration_errors_say_what_to_change(fields, message):
     with pytest.raises(Exception, match=message) as caught:
         SapDetrConfig(**fields)
     assert isinstance(caught.value, ValueError) or type(caught.value).__name__.startswith("StrictDataclass")
+
+
+def test_another_grid_leaves_the_released_heads_cell(tmp_path):
+    SapDetrConfig(num_queries=100, prediction_grid=[20, 20]).save_pretrained(tmp_path)
+    assert SapDetrConfig.from_pretrained(tmp_path).prediction_grid == [20, 20]
+    assert SapDetrConfig.from_pretrained(tmp_path, query_grid=[5, 6]).prediction_grid is None
+
+
+def test_learned_activation_starts_as_in_pytorch(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    model = SapDetrForObjectDetection.from_pretrained(tmp_path, activation_function="prelu")
+    slopes = [value for name, value in model.state_dict().items() if "ffn.activation" in name]
+    assert [value.tolist() for value in slopes] == [[0.25]] * 5  # 2 encoder and 3 decoder layers
 
 
 def test_published_variants():

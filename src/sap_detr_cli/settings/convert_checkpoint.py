@@ -15,4 +15,5 @@ class ConversionSettings(Settings):
     variant: Annotated[Literal["r50", "r50-dc5", "r101", "r101-dc5"] | None, "where the checkpoint has no `args`"] = (
         None
     )
+    dilation: Annotated[bool | None, "DC5 or not, where the checkpoint has no `args`"] = None
     verify: Annotated[bool, "reload, compare every tensor, run a forward pass"] = False

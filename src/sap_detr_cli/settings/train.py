@@ -33,9 +33,17 @@ class TrainingSettings(Settings):
         None
     )
 
-    # Model: either `model` (fine-tuning) or `variant` (from scratch)
+    # Model: one of `model` (fine-tuning), `init_from` (another detector's weights) and `variant` (from scratch)
     model: Annotated[str | None, "model directory or Hub id to fine-tune"] = None
     ignore_mismatched_sizes: Annotated[bool, "give `model` a new class head when the data has other classes"] = False
+    class_mapping: Annotated[
+        dict[str, Any],
+        "classes of the data that `model` knows by another name, whose rows its new class head keeps like those of the "
+        "same name, for instance {pedestrian: person}",
+    ] = field(default_factory=dict)
+    init_from: Annotated[
+        str | None, "a dab-detr, detr or conditional_detr model, directory or Hub id, to take the weights of that fit"
+    ] = None
     variant: Annotated[
         Literal["r50", "r50-dc5", "r101", "r101-dc5", "r50-group", "r50-dc5-group", "r50-dn", "r50-plus"] | None,
         "model to train from scratch: a published one, or with groups, denoising or both in training",
@@ -143,11 +151,17 @@ class TrainingSettings(Settings):
 
     def __post_init__(self):
         super().__post_init__()
-        if bool(self.model) == bool(self.variant):
+        starts = [name for name in ("model", "init_from", "variant") if getattr(self, name)]
+        if len(starts) != 1:
             raise ValueError(
-                "Name either `model` (a directory or Hub id to fine-tune) or `variant` (r50, r50-dc5, r101, r101-dc5 "
-                f"to train from scratch), not {'both' if self.model else 'neither'}."
+                "Name one of `model` (a directory or Hub id to fine-tune), `init_from` (another detector, to take the "
+                "weights of that fit) and `variant` (r50, r50-dc5, r101, r101-dc5 to train from scratch), not "
+                f"{' and '.join(starts) or 'none of them'}."
             )
+        if self.init_from and self.backbone_weights:
+            raise ValueError("`init_from` brings its own backbone: leave `backbone_weights` empty.")
+        if self.class_mapping and not self.ignore_mismatched_sizes:
+            raise ValueError("`class_mapping` is for the new class head that `ignore_mismatched_sizes: true` gives.")
         if not (self.data or self.train_annotations):
             raise ValueError("Name the training data: `data`, or `train_annotations` with `train_images`.")
         measured = (self.evaluation_epochs or self.evaluation_steps) and not self.overfit_batches

@@ -10,7 +10,9 @@ from ..weights.convert import convert_checkpoint
 
 def run(settings: ConversionSettings) -> int:
     """Convert, and verify where asked for."""
-    model = convert_checkpoint(settings.checkpoint, settings.output_dir, settings.variant, settings.verify)
+    model = convert_checkpoint(
+        settings.checkpoint, settings.output_dir, settings.variant, settings.verify, settings.dilation
+    )
     (Path(settings.output_dir) / "README.md").write_text(card_of_converted(model.config), encoding="utf-8")
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{settings.output_dir}: {parameters:,} parameters, {model.config.num_labels} classes", end="")

@@ -119,8 +119,12 @@ def explain_detection(
         layer: decoder layer of Gaussian and attention, negative from the last.
 
     Raises:
-        ValueError: there is no such detection, query or layer; says how many there are.
+        ValueError: there is no such detection, query or layer, and how many there are; or the model has no Gaussian.
     """
+    if not model.config.side_directed_gaussian:
+        raise ValueError(
+            "The model has no side-directed Gaussian (`side_directed_gaussian` is off), which an explanation shows."
+        )
     depth = model.config.decoder_layers
     if not -depth <= layer < depth:
         raise ValueError(f"layer is {layer}, but the model has the decoder layers 0 to {depth - 1}.")

@@ -20,6 +20,7 @@ from ..markdown_table import markdown_table
 from ..model.coco_labels import COCO_CATEGORIES
 from ..model.configuration_sap_detr import PUBLISHED_VARIANTS, SapDetrConfig
 from ..weights.pretrained import needs_timm
+from ..weights.warm_start import base_model_of
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 # A path from the root, alone or within a command; not the middle of a relative path or of a URL.
@@ -42,8 +43,8 @@ REPORTED_BY_AUTHORS: dict[str, dict[str, float]] = {
 
 # What the published models have in common, besides their backbones.
 ARCHITECTURE = (
-    "query_grid", "sample_query_content", "share_box_heads", "d_model", "encoder_layers", "decoder_layers",
-    "point_start", "point_update", "head_points",
+    "query_grid", "sample_query_content", "share_box_heads", "side_directed_gaussian", "activation_function", "d_model",
+    "encoder_layers", "decoder_layers", "point_start", "point_update", "head_points",
 )  # fmt: skip
 
 # The settings that decide what a model has learned, in the order of the card's table.
@@ -188,7 +189,8 @@ class CardSources:
             values["drop_epoch"] = None
         if settings.schedule == "constant":
             values["drop_factor"] = None
-        if not (settings.model or settings.backbone_weights or self.converted) or "model.backbone" in settings.freeze:
+        pretrained = settings.model or settings.init_from or settings.backbone_weights or self.converted
+        if not pretrained or "model.backbone" in settings.freeze:
             values["backbone_learning_rate"] = None
         values["freeze"] = ", ".join(settings.freeze) or None
         return {name: value for name, value in values.items() if value is not None}
@@ -226,8 +228,11 @@ def card_of_converted(config: SapDetrConfig, speed: str | None = None) -> str:
 
 def metadata(sources: CardSources) -> ModelCardData:
     """Return the part that the Hub reads; the AP numbers in it are measured, never reported ones."""
-    start, trained_on = (sources.settings.model, sources.settings.data) if sources.settings else (None, None)
-    data = sources.dataset_id or (COCO_ID if sources.reported else _hub_id(trained_on))
+    settings = sources.settings
+    data = sources.dataset_id or (COCO_ID if sources.reported else _hub_id(settings.data if settings else None))
+    start = settings.model or settings.init_from if settings else None
+    if start and not is_hub_id(start):
+        start = base_model_of(start)  # a directory that was started from another model
     return ModelCardData(
         model_name=sources.title,
         library_name="transformers",

@@ -73,6 +73,12 @@ class SapDetrConfig(PreTrainedConfig):
         sample_query_content (`bool`, defaults to `True`):
             Queries start with the encoder's output sampled at their reference points; otherwise with zeros.
         share_box_heads (`bool`, defaults to `False`): One side and one point head for all decoder layers, not one each.
+        side_directed_gaussian (`bool`, defaults to `True`):
+            Add the side-directed Gaussian to the cross-attention's logits; `False` is the paper's ablation without it.
+        prediction_grid (`list[int]`, *optional*):
+            Rows and columns of the grid whose cell size bounds the step of a *predicted* point, where it is not
+            `query_grid`. Only for released checkpoints: their prediction heads divide by 20 for any number of queries
+            but 306, while their decoder divides by the number of rows and columns.
         valid_region (`bool`, defaults to `False`):
             Place reference points, Gaussian and sampling on each image's valid region instead of on the padded map.
             The released checkpoints were trained on the padded map, where an image's result depends on the others in
@@ -105,7 +111,9 @@ class SapDetrConfig(PreTrainedConfig):
         encoder_layers, decoder_layers (`int`, defaults to 6): Depths.
         encoder_attention_heads, decoder_attention_heads (`int`, defaults to 8): Attention heads.
         encoder_ffn_dim, decoder_ffn_dim (`int`, defaults to 2048): Widths of the feed-forward layers.
-        activation_function (`str`, defaults to `"relu"`): Activation of the feed-forward layers.
+        activation_function (`str`, defaults to `"relu"`):
+            Activation of the feed-forward layers, one of transformers' `ACT2FN`; `"prelu"` has a learned slope per
+            layer.
         dropout, attention_dropout (`float`, defaults to 0.0): Dropout of the residual branches / attention weights.
         position_temperature (`float`, defaults to 20.0): Base of the sine embeddings' wave lengths.
         auxiliary_loss (`bool`, defaults to `True`): Sum the loss over all decoder layers, not only the last.
@@ -164,6 +172,8 @@ class SapDetrConfig(PreTrainedConfig):
     query_grid: list[int] | tuple[int, ...] | None = None
     sample_query_content: bool = True
     share_box_heads: bool = False
+    side_directed_gaussian: bool = True
+    prediction_grid: list[int] | tuple[int, ...] | None = None
     valid_region: bool = False
     point_start: Literal["corner", "center"] = "corner"
     point_update: Literal["released", "exact"] = "released"
@@ -237,9 +247,9 @@ class SapDetrConfig(PreTrainedConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
         """As in transformers; what is saved gives way to `kwargs` that it does not go with.
 
-        These are the `category_ids` where the number of classes or a name changes, and one of `query_grid` and
-        `num_queries` where the other changes. Indices in `id2label` may be text, as JSON has them. A saved field that
-        this version does not have is kept, with a warning.
+        These are the `category_ids` where the number of classes or a name changes, one of `query_grid` and
+        `num_queries` where the other changes, and the `prediction_grid` with either. Indices in `id2label` may be text,
+        as JSON has them. A saved field that this version does not have is kept, with a warning.
         """
         if unknown := sorted(_unknown_fields(cls, config_dict) - SAVED_BESIDE):
             logger.warning_once(
@@ -254,7 +264,8 @@ class SapDetrConfig(PreTrainedConfig):
         if kwargs.get("num_labels", len(wanted)) != len(saved) or wanted != saved:
             config_dict = {**config_dict, "category_ids": None}
         if "query_grid" in kwargs or "num_queries" in kwargs:
-            config_dict = {**config_dict, **{name: kwargs.get(name) for name in ("query_grid", "num_queries")}}
+            grids = ("query_grid", "num_queries", "prediction_grid")
+            config_dict = {**config_dict, **{name: kwargs.get(name) for name in grids}}
         return super().from_dict(config_dict, **kwargs)
 
     def validate_query_grid(self):
@@ -289,6 +300,16 @@ class SapDetrConfig(PreTrainedConfig):
         for name in ("denoising_label_noise", "denoising_point_noise", "denoising_outside_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` = {getattr(self, name)} must lie between 0 and 1.")
+
+    def validate_prediction_grid(self):
+        """Two positive numbers, if any."""
+        grid = self.prediction_grid
+        if grid is not None and (len(grid) != 2 or min(grid) < 1):
+            raise ValueError(f"`prediction_grid` must be [rows, columns], both at least 1, or None, not {grid}.")
+        if grid is not None and self.point_update == "exact":
+            raise ValueError(
+                '`prediction_grid` belongs to `point_update="released"`: exact points stay in their own cell.'
+            )
 
     def validate_widths(self):
         """Heads divide the width; sine pairs and normalisation groups fit in it."""

@@ -80,6 +80,12 @@ class TokenRegion:
     share: torch.Tensor | None
 
 
+def additive_mask(valid: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """(B, L) bool, True = valid -> (B, 1, 1, L) for an attention's logits: 0 there, the lowest number elsewhere."""
+    valid = valid[:, None, None]
+    return torch.zeros_like(valid, dtype=dtype).masked_fill(~valid, torch.finfo(dtype).min)
+
+
 # --- Building blocks -------------------------------------------------------------------------------------------------
 
 
@@ -291,7 +297,7 @@ class SapDetrCrossAttention(SapDetrAttentionBase):
         box_sine: torch.Tensor,
         encoder_hidden_states: torch.Tensor,
         spatial_position_embeddings: torch.Tensor,
-        position_bias: torch.Tensor,
+        position_bias: torch.Tensor | None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         query = self.q_content_proj(hidden_states)  # (B, N, d)
@@ -318,7 +324,7 @@ class SapDetrDecoderLayer(GradientCheckpointingLayer):
         super().__init__()
         self.self_attn = SapDetrDecoderSelfAttention(config)
         self.self_attn_layer_norm = nn.LayerNorm(config.d_model)
-        self.gaussian = SapDetrSideDirectedGaussian(config)
+        self.gaussian = SapDetrSideDirectedGaussian(config) if config.side_directed_gaussian else None
         self.cross_attn = SapDetrCrossAttention(config, is_first)
         self.cross_attn_layer_norm = nn.LayerNorm(config.d_model)
         self.dropout = nn.Dropout(config.dropout)
@@ -344,6 +350,10 @@ class SapDetrDecoderLayer(GradientCheckpointingLayer):
         """(B, N, d) -> (B, N, d), for queries at `points` (B, N, 2) with box `sides` (B, N, 4)."""
         attended, _ = self.self_attn(hidden_states, point_position, box_position, denoising_mask, **kwargs)
         hidden_states = self.self_attn_layer_norm(hidden_states + self.dropout(attended))
+        if self.gaussian is not None:
+            position_bias = self.gaussian(hidden_states, points, sides, extent, valid, map_size)
+        else:
+            position_bias = None if valid is None else additive_mask(valid.flatten(1), hidden_states.dtype)
         attended, _ = self.cross_attn(
             hidden_states,
             point_position,
@@ -352,7 +362,7 @@ class SapDetrDecoderLayer(GradientCheckpointingLayer):
             box_sine,
             encoder_hidden_states,
             spatial_position_embeddings,
-            self.gaussian(hidden_states, points, sides, extent, valid, map_size),
+            position_bias,
             **kwargs,
         )
         hidden_states = self.cross_attn_layer_norm(hidden_states + self.dropout(attended))
@@ -466,7 +476,7 @@ class SapDetrPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         rule = getattr(module, "sap_init", None)
-        if isinstance(module, nn.Linear | nn.Conv2d | SapDetrReferencePoints):
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.PReLU | SapDetrReferencePoints):
             module.reset_parameters()
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight)
@@ -506,14 +516,9 @@ class SapDetrEncoder(SapDetrPreTrainedModel):
             attention_mask: (B, L) bool, True = valid; `None` for all.
         """
         hidden_states = inputs_embeds
-        additive_mask = None
-        if attention_mask is not None:
-            padding = torch.finfo(hidden_states.dtype).min
-            attention_mask = attention_mask[:, None, None]  # (B, 1, 1, L)
-            additive_mask = torch.zeros_like(attention_mask, dtype=hidden_states.dtype)
-            additive_mask = additive_mask.masked_fill(~attention_mask, padding)
+        mask = None if attention_mask is None else additive_mask(attention_mask, hidden_states.dtype)
         for layer in self.layers:
-            hidden_states = layer(hidden_states, spatial_position_embeddings, additive_mask, **kwargs)
+            hidden_states = layer(hidden_states, spatial_position_embeddings, mask, **kwargs)
         return BaseModelOutput(last_hidden_state=hidden_states)
 
 
@@ -546,18 +551,24 @@ class SapDetrDecoder(SapDetrPreTrainedModel):
         return (head(hidden_states).float() + logit(sides)).sigmoid()
 
     def refine_points(
-        self, layer: int, hidden_states: torch.Tensor, points: torch.Tensor, corners: torch.Tensor
+        self,
+        layer: int,
+        hidden_states: torch.Tensor,
+        points: torch.Tensor,
+        corners: torch.Tensor,
+        grid: list[int] | None = None,
     ) -> torch.Tensor:
         """(B, N, d), (B, N, 2) -> (B, N, 2) float32 in [0, 1], inside the query's cell, by the point head of a layer.
 
-        `corners` (N, 2) or (B, N, 2) are the fixed reference points, the cells' upper left corners.
+        `corners` (N, 2) or (B, N, 2) are the fixed reference points, the cells' upper left corners; `grid` rows and
+        columns of the cells, `None` for the configuration's `query_grid`.
         """
         head = self.point_heads[min(layer, len(self.point_heads) - 1)]
         place = points - corners  # the released code does not divide it by the cell's size
         if self.config.point_update == "exact":
             place = in_cells(place, self.config.query_grid)
         place = (head(hidden_states).float() + logit(place)).sigmoid()  # (B, N, 2) in cells
-        return corners + from_cells(place, self.config.query_grid)
+        return corners + from_cells(place, grid or self.config.query_grid)
 
     def embed_positions(
         self, layer: int, hidden_states: torch.Tensor, points: torch.Tensor, sides: torch.Tensor
@@ -805,7 +816,8 @@ class SapDetrForObjectDetection(SapDetrPreTrainedModel):
         entered_sides, entered_points = outputs.intermediate_box_sides, outputs.intermediate_reference_points
         layers = range(first, len(states))
         sides = torch.stack([decoder.refine_sides(i, states[i], entered_sides[i]) for i in layers])
-        points = torch.stack([decoder.refine_points(i, states[i], entered_points[i], corners) for i in layers])
+        grid = self.config.prediction_grid
+        points = torch.stack([decoder.refine_points(i, states[i], entered_points[i], corners, grid) for i in layers])
         logits = self.class_heads[-1](states[max(first, 1) :])
         if first == 0:
             logits = torch.cat([self.class_heads[0](states[:1]), logits])

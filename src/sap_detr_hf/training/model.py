@@ -1,10 +1,12 @@
 # Copyright 2026 The sap_detr_hf authors. Licensed under the Apache License, Version 2.0.
 """The model and image processor that a run starts from: a published variant from scratch, or a model to fine-tune."""
 
+import sys
 from typing import Any
 
 import torch
 import torch._dynamo
+from accelerate import PartialState
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
@@ -16,7 +18,9 @@ from ..evaluation_mode import evaluation_mode
 from ..model.configuration_sap_detr import SapDetrConfig, check_field_names
 from ..model.image_processing_sap_detr import SapDetrImageProcessor
 from ..model.modeling_sap_detr import SapDetrForObjectDetection
+from ..weights.class_rows import shared_classes, start_class_rows
 from ..weights.pretrained import at_size, readable_model
+from ..weights.warm_start import pixel_settings, warm_start
 from .optimization import freeze_parameters
 
 COMPILATIONS = 32
@@ -29,10 +33,14 @@ def build_model(settings: TrainingSettings, data: DetectionData) -> PreTrainedMo
         ValueError: settings or classes that do not fit; the message names the category.
         OSError: a model or weights file that cannot be read.
     """
+    classes = {"id2label": data.id2label, "category_ids": data.category_ids}
     if settings.variant:
-        classes = {"id2label": data.id2label, "category_ids": data.category_ids}
         config = SapDetrConfig.from_variant(settings.variant, **{**classes, **settings.model_overrides})
         model: PreTrainedModel = SapDetrForObjectDetection(config)
+    elif settings.init_from:
+        start = warm_start(settings.init_from, **{**classes, **settings.model_overrides})
+        _say(start.table())
+        model = start.model
     else:
         model = _model_to_fine_tune(settings, data)
     if settings.backbone_weights:
@@ -103,7 +111,7 @@ def build_image_processor(settings: TrainingSettings) -> BaseImageProcessor:
         with readable_model(settings.model):
             processor = AutoImageProcessor.from_pretrained(settings.model)
     else:
-        processor = SapDetrImageProcessor()
+        processor = SapDetrImageProcessor(**(pixel_settings(settings.init_from) if settings.init_from else {}))
     return at_size(processor, settings.shortest_edge, settings.longest_edge)
 
 
@@ -133,16 +141,22 @@ def _model_to_fine_tune(settings: TrainingSettings, data: DetectionData) -> PreT
             f"`model_overrides` ({', '.join(fields)}) change the shape of weights of {settings.model}. To start these "
             "weights anew, set `ignore_mismatched_sizes` to true; the classes become those of the data then."
         ) from error
-    same_number = len(config.id2label) == len(data.id2label)
-    if settings.ignore_mismatched_sizes and same_number and config.id2label != data.id2label:
-        _renew_class_head(model)
+    if settings.ignore_mismatched_sizes and config.id2label != data.id2label:
+        _start_class_head(model, settings, config.id2label)
     return model
 
 
-@torch.no_grad()
-def _renew_class_head(model: PreTrainedModel):
-    """Other classes of the same number: no size differs, yet the old head would call a dog a ship."""
-    fresh = type(model)(model.config).state_dict()
-    for name, parameter in model.named_parameters():
-        if "class" in name and parameter.shape[0] == model.config.num_labels:
-            parameter.copy_(fresh[name])
+def _start_class_head(model: PreTrainedModel, settings: TrainingSettings, old_classes: dict[int, str]):
+    """Other classes, maybe of the same number, where no size differs, yet the old head would call a dog a ship."""
+    assert settings.model
+    new_classes: dict[int, str] = model.config.id2label  # type: ignore[assignment]
+    pairs = shared_classes(old_classes, new_classes, settings.class_mapping)
+    start_class_rows(model, AutoModelForObjectDetection.from_pretrained(settings.model), pairs)
+    kept = ", ".join(new_classes[index] for index in pairs)
+    new = ", ".join(name for index, name in new_classes.items() if index not in pairs)
+    _say(f"Class head: keeps {kept or 'no class'} of {settings.model}; starts anew for {new or 'none'}.")
+
+
+def _say(text: str):
+    if PartialState().is_main_process:
+        print(text, file=sys.stderr)

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import math
 import pickle
 import zipfile
 from pathlib import Path
@@ -16,22 +17,29 @@ from ..model.image_processing_pil_sap_detr import SapDetrImageProcessorPil
 from ..model.modeling_sap_detr import SapDetrForObjectDetection
 from ..model.salient_points import grid_logits
 from .released_names import released_name, shared_source, split_attention_projection
+from .resnets import RESNETS, resnet_config, resnet_name_of
 
 logger = logging.getLogger(__name__)
 
 # What a released run must have been started with: other values change the computation that this package implements.
+# Its decoder's temperature is 20 whatever `pe_temperatureH` and `pe_temperatureW` say of the encoder's.
 _REQUIRED_ARGS = {
     "batch_norm_type": "FrozenBatchNorm2d",
     "pre_norm": False,
-    "sdg": True,
     "meshgrid_refpoints_xy": True,
     "random_refpoints_xy": False,
     "keep_query_pos": False,
     "rm_self_attn_decoder": False,
     "class_embed_diff_each_layer": False,
     "position_embedding": "sine",
+    "pe_temperatureH": 20,
+    "pe_temperatureW": 20,
     "masks": False,
 }
+
+_ACTIVATIONS = ("relu", "gelu", "prelu")  # of the released code's, those that transformers has too
+_DEFAULT_HEADS = 8
+_BODY = "backbone.0.body."
 
 
 class ConversionError(ValueError):
@@ -89,17 +97,22 @@ def _state_dict_and_args(content: Any, path: Path) -> tuple[dict[str, torch.Tens
 
 
 def config_of_checkpoint(
-    tensors: dict[str, torch.Tensor], args: dict[str, Any] | None, variant: str | None = None
+    tensors: dict[str, torch.Tensor],
+    args: dict[str, Any] | None,
+    variant: str | None = None,
+    dilation: bool | None = None,
 ) -> SapDetrConfig:
     """The configuration a checkpoint was trained with.
 
     Args:
         tensors: the released state dict.
-        args: the run's arguments, if the checkpoint has them.
-        variant: the published variant, needed where there are no `args`, since no tensor shows a dilation.
+        args: the run's arguments, if the checkpoint has them. What they do not say, the tensors tell.
+        variant: the published variant, which says backbone and dilation.
+        dilation: whether the last stage is dilated (DC5), for a checkpoint without `args` of another backbone: no
+            tensor shows it.
 
     Raises:
-        ConversionError: an option this package does not implement, or no way to tell the variant.
+        ConversionError: an option this package does not implement, or no way to tell the dilation.
     """
     args = args or {}
     for name, expected in _REQUIRED_ARGS.items():
@@ -107,36 +120,27 @@ def config_of_checkpoint(
             raise ConversionError(
                 f"The checkpoint was trained with `{name}` = {args[name]!r}; only {expected!r} is supported."
             )
-    if variant is None:
-        if "backbone" not in args or "dilation" not in args:
-            raise ConversionError(
-                "The checkpoint does not say its variant (it has no `args`): "
-                f"name it with `--variant`, one of {', '.join(PUBLISHED_VARIANTS)}."
-            )
-        variant = args["backbone"].replace("resnet", "r") + ("-dc5" if args["dilation"] else "")
-    if variant not in PUBLISHED_VARIANTS:
-        raise ConversionError(f"The variant {variant!r} is not one of {', '.join(PUBLISHED_VARIANTS)}.")
+    queries = tensors["refbbox_embed.weight"].shape[0]
     num_labels = tensors["class_embed.0.layers.2.bias"].shape[0]
-    temperatures = {args.get("pe_temperatureH", 20), args.get("pe_temperatureW", 20)}
-    if len(temperatures) > 1:
-        raise ConversionError(f"Different position temperatures for height and width ({temperatures}) are unsupported.")
-    return SapDetrConfig.from_variant(
-        variant,
+    heads = _heads(tensors, args)
+    return SapDetrConfig(
+        **_backbone(tensors, args, variant, dilation),
         id2label=dict(COCO_ID2LABEL) if num_labels == 91 else {i: f"class {i}" for i in range(num_labels)},
-        num_queries=tensors["refbbox_embed.weight"].shape[0],
+        query_grid=_query_grid(queries),
+        prediction_grid=None if queries in (306, 400) else [20, 20],
         d_model=tensors["input_proj.weight"].shape[0],
         encoder_layers=_count(tensors, "transformer.encoder.layers"),
         decoder_layers=_count(tensors, "transformer.decoder.layers"),
         encoder_ffn_dim=tensors["transformer.encoder.layers.0.linear1.weight"].shape[0],
         decoder_ffn_dim=tensors["transformer.decoder.layers.0.linear1.weight"].shape[0],
-        encoder_attention_heads=args.get("nheads", 8),
-        decoder_attention_heads=args.get("nheads", 8),
-        activation_function=args.get("transformer_activation", "relu"),
+        encoder_attention_heads=heads,
+        decoder_attention_heads=heads,
+        activation_function=_activation(tensors, args),
         dropout=args.get("dropout", 0.0),
         attention_dropout=args.get("dropout", 0.0),
-        position_temperature=temperatures.pop(),
         sample_query_content="transformer.point_transfer.0.weight" in tensors,
         share_box_heads=not _has_own_box_heads(tensors, args),
+        side_directed_gaussian=_has_gaussian(tensors, args),
         class_cost=args.get("set_cost_class", 2),
         bbox_cost=args.get("set_cost_bbox", 5),
         giou_cost=args.get("set_cost_giou", 2),
@@ -148,6 +152,82 @@ def config_of_checkpoint(
         focal_alpha=args.get("focal_alpha", 0.25),
         auxiliary_loss=args.get("aux_loss", True),
     )
+
+
+def _backbone(
+    tensors: dict[str, torch.Tensor], args: dict[str, Any], variant: str | None, dilation: bool | None
+) -> dict[str, Any]:
+    """`backbone_config` and `dilation`."""
+    if variant is not None:
+        if variant not in PUBLISHED_VARIANTS:
+            raise ConversionError(f"The variant {variant!r} is not one of {', '.join(PUBLISHED_VARIANTS)}.")
+        published = PUBLISHED_VARIANTS[variant]
+        if dilation not in (None, published["dilation"]):
+            raise ConversionError(f"The variant {variant!r} has `dilation` = {published['dilation']}, not {dilation}.")
+        return published
+    body = [name.removeprefix(_BODY) for name in tensors if name.startswith(_BODY)]
+    name = args.get("backbone") or resnet_name_of(body)
+    if name not in RESNETS:
+        described = repr(name) if name else f"unknown (tensors such as {', '.join(body[:2]) or 'none'})"
+        raise ConversionError(f"The checkpoint's backbone is {described}; only {', '.join(RESNETS)} are supported.")
+    if dilation is None:
+        dilation = args.get("dilation")
+    elif args.get("dilation", dilation) != dilation:
+        raise ConversionError(f"The checkpoint was trained with `dilation` = {args['dilation']}, not {dilation}.")
+    is_basic = RESNETS[name][0] == "basic"
+    if dilation is None and is_basic:
+        dilation = False
+    if dilation is None:
+        raise ConversionError(
+            f"The checkpoint has no `args` that say whether the last stage of its {name} is dilated (DC5), and no "
+            f"tensor shows it: give `--dilation yes` or `--dilation no`, or `--variant` with one of "
+            f"{', '.join(PUBLISHED_VARIANTS)}."
+        )
+    if dilation and is_basic:
+        raise ConversionError(f"`dilation` = True is not supported for a {name}: torchvision cannot dilate its blocks.")
+    return {"backbone_config": resnet_config(name), "dilation": dilation}
+
+
+def _query_grid(queries: int) -> list[int]:
+    """The released code's grid: 17 x 18, or square."""
+    side = math.isqrt(queries)
+    if queries != 306 and side * side != queries:
+        raise ConversionError(
+            f"The checkpoint has {queries} queries; only 306 (17 x 18) and square numbers, such as 400, are supported."
+        )
+    return [17, 18] if queries == 306 else [side, side]
+
+
+def _heads(tensors: dict[str, torch.Tensor], args: dict[str, Any]) -> int:
+    last_bias = tensors.get("transformer.decoder.layers.0.gaussian_proj.layers.2.bias")  # four numbers per head
+    shown = None if last_bias is None else last_bias.shape[0] // 4
+    said = args.get("nheads")
+    if said is not None and shown not in (None, said):
+        raise ConversionError(f"The checkpoint was trained with `nheads` = {said}, but its tensors show {shown} heads.")
+    if said is None and shown is None:
+        logger.warning("Nothing in the checkpoint shows its attention heads: taking the usual %d.", _DEFAULT_HEADS)
+    return said or shown or _DEFAULT_HEADS
+
+
+def _has_gaussian(tensors: dict[str, torch.Tensor], args: dict[str, Any]) -> bool:
+    shown = any(".gaussian_proj." in name for name in tensors)
+    if args.get("sdg", shown) != shown:
+        raise ConversionError(
+            f"The checkpoint was trained with `sdg` = {args['sdg']}, but its tensors "
+            f"{'hold' if shown else 'lack'} the side-directed Gaussian's: it is not whole."
+        )
+    return shown
+
+
+def _activation(tensors: dict[str, torch.Tensor], args: dict[str, Any]) -> str:
+    learned = "transformer.encoder.layers.0.activation.weight" in tensors
+    name = args.get("transformer_activation", "prelu" if learned else "relu")
+    if name not in _ACTIVATIONS:
+        raise ConversionError(
+            f"The checkpoint was trained with `transformer_activation` = {name!r}; only {', '.join(_ACTIVATIONS)} are "
+            "supported."
+        )
+    return name
 
 
 def _count(tensors: dict[str, torch.Tensor], prefix: str) -> int:
@@ -241,7 +321,11 @@ def _check_complete(converted: dict[str, torch.Tensor], config: SapDetrConfig) -
 
 
 def convert_checkpoint(
-    checkpoint: str | Path, output_dir: str | Path, variant: str | None = None, verify: bool = False
+    checkpoint: str | Path,
+    output_dir: str | Path,
+    variant: str | None = None,
+    verify: bool = False,
+    dilation: bool | None = None,
 ) -> SapDetrForObjectDetection:
     """Convert a released checkpoint to a directory with weights, configuration and image processor.
 
@@ -249,6 +333,7 @@ def convert_checkpoint(
         checkpoint: see [`read_checkpoint`].
         output_dir: a new or empty directory.
         variant: `"r50"`, `"r50-dc5"`, `"r101"` or `"r101-dc5"`, where the checkpoint does not say it.
+        dilation: see [`config_of_checkpoint`].
         verify: load the directory again, compare every tensor with the checkpoint's and run a forward pass.
 
     Raises:
@@ -259,7 +344,7 @@ def convert_checkpoint(
         raise FileExistsError(f"{output_dir} exists and is not empty: name a new directory.")
     tensors, args = read_checkpoint(checkpoint)
     try:
-        config = config_of_checkpoint(tensors, args, variant)
+        config = config_of_checkpoint(tensors, args, variant, dilation)
     except KeyError as error:
         raise ConversionError(f"The checkpoint has no tensor {error}: it is not a whole SAP-DETR.") from None
     converted = convert_state_dict(tensors, config)

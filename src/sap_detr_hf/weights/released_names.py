@@ -30,6 +30,7 @@ _MODEL_RULES: _Rules = [
 _ENCODER_LAYER_RULES: _Rules = [
     (r"self_attn\.(.*)", r"self_attn.\1"),
     (r"linear([12])\.(.*)", r"ffn.fc\1.\2"),
+    (r"activation\.(.*)", r"ffn.activation.\1"),
     (r"norm1\.(.*)", r"self_attn_layer_norm.\1"),
     (r"norm2\.(.*)", r"ffn.layer_norm.\1"),
 ]
@@ -50,6 +51,7 @@ _DECODER_LAYER_RULES: _Rules = [
     (r"ca_bbox_qpos_proj\.(.*)", r"cross_attn.q_box_proj.\1"),
     (r"gaussian_proj\.(.*)", r"gaussian.proj.\1"),
     (r"linear([12])\.(.*)", r"ffn.fc\1.\2"),
+    (r"activation\.(.*)", r"ffn.activation.\1"),
     (r"norm1\.(.*)", r"self_attn_layer_norm.\1"),
     (r"norm2\.(.*)", r"cross_attn_layer_norm.\1"),
     (r"norm3\.(.*)", r"ffn.layer_norm.\1"),

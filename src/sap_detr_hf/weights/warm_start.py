@@ -1,0 +1,289 @@
+"""Start a SAP-DETR from a trained DAB-DETR, DETR or Conditional DETR of transformers, from a directory or the Hub."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from torch import nn
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection, PreTrainedConfig, PreTrainedModel
+
+from ..files import prepare_folder
+from ..markdown_table import markdown_table
+from ..model.configuration_sap_detr import SapDetrConfig
+from ..model.image_processing_pil_sap_detr import SapDetrImageProcessorPil
+from ..model.modeling_sap_detr import SapDetrForObjectDetection
+from .pretrained import needs_timm, readable_model
+from .released_names import resnet_name
+from .resnets import RESNETS, resnet_config
+from .warm_start_names import WARM_START_SOURCES, WarmStartSource
+
+# What an image processor does to pixels, in all DETRs' processors alike.
+_PIXEL_FIELDS = (
+    "do_resize", "size", "resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """A model that starts from another detector's weights.
+
+    Args:
+        model: in evaluation mode; its heads, and what [`table`] says, start anew.
+        image_processor: with the source's image size, mean and deviation.
+        source: directory or Hub id.
+        base_model: Hub id of the source, `None` for a directory that names none.
+        license: the source's, as its model card names it; `None` if it cannot be read.
+        taken: tensors of `model.model` by name: the source's tensor and the factor that it was multiplied by.
+        unused: the source's tensors without a place.
+    """
+
+    model: SapDetrForObjectDetection
+    image_processor: SapDetrImageProcessorPil
+    source: str
+    base_model: str | None
+    license: str | None
+    taken: dict[str, tuple[str, float]]
+    unused: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """What a card may say of the source: its Hub id, or the directory's name without its place."""
+        return self.base_model or Path(self.source).name
+
+    def table(self) -> str:
+        """Which parts were taken from where, and which start anew, in Markdown."""
+        values: dict[tuple[str, str], int] = {}
+        for name, tensor in self.model.state_dict().items():
+            row = (_part(name.removeprefix("model.")), self._origin(name.removeprefix("model.")))
+            values[row] = values.get(row, 0) + tensor.numel()
+        taken = sum(count for (_, origin), count in values.items() if origin not in (NEW, CONSTANT))
+        share = f"{100 * taken / sum(values.values()):.0f} %"
+        rows = [(part, origin, f"{count:,}") for (part, origin), count in values.items()]
+        rows.append(("**taken in all**", share, f"{taken:,}"))
+        unused = ", ".join(f"`{part}`" for part in dict.fromkeys(map(_part, self.unused)))
+        return markdown_table(("part", f"from {self.name}", "values"), rows) + f"\n\nNot taken: {unused or 'nothing'}."
+
+    def _origin(self, name: str) -> str:
+        if name not in self.taken:
+            return CONSTANT if ".position_scale." in name else NEW
+        theirs, factor = self.taken[name]
+        return _part(theirs) + ("" if factor == 1 else f" * {factor:.4f}")
+
+
+NEW = "starts anew"
+CONSTANT = "starts as the constant 1"
+
+
+def _part(name: str) -> str:
+    """The backbone, or a module with `*` for its layers' numbers."""
+    return "backbone" if name.startswith("backbone.") else re.sub(r"\.\d+(?=\.|$)", ".*", name.rpartition(".")[0])
+
+
+def warm_start(source: str, **overrides: Any) -> WarmStart:
+    """Build a SAP-DETR with the weights of another detector that fit.
+
+    Backbone, projection and encoder then compute what they compute in the source, and so does the content path of the
+    decoder layers; everything else starts as in a new model.
+
+    Args:
+        source: directory or Hub id of a detector whose `model_type` is one of [`WARM_START_SOURCES`].
+        overrides: fields of [`SapDetrConfig`], such as `id2label` and `category_ids`; by default the classes are the
+            source's and the widths and depths follow it.
+
+    Raises:
+        OSError: there is no such model.
+        ValueError: a model that does not fit, with the reason.
+    """
+    with readable_model(source):
+        their_config = AutoConfig.from_pretrained(source)
+    kind = WARM_START_SOURCES.get(their_config.model_type)
+    if kind is None:
+        raise ValueError(
+            f"{source} is a {their_config.model_type!r} model; a SAP-DETR can start from "
+            f"{', '.join(WARM_START_SOURCES)}."
+        )
+    config = _config(source, their_config, kind, overrides)
+    theirs = _tensors(_load(source, their_config), kind)
+    model = SapDetrForObjectDetection(config)
+    taken = _fill(source, model.model, theirs, kind)
+    if not kind.scales_positions:
+        _scale_positions_by_one(model)
+    used = {name for name, _ in taken.values()}
+    license_name, base_model = _source_card(source)
+    return WarmStart(
+        model=model.eval(),
+        image_processor=SapDetrImageProcessorPil(**pixel_settings(source)),
+        source=source,
+        base_model=base_model,
+        license=license_name,
+        taken=taken,
+        unused=tuple(name for name in theirs if name not in used),
+    )
+
+
+def warm_start_model(source: str, target_dir: str | Path, **overrides: Any) -> WarmStart:
+    """Write a model directory whose weights come from another detector: configuration, weights, processor and card.
+
+    Args:
+        source, overrides: see [`warm_start`].
+        target_dir: a new or empty directory.
+
+    Raises:
+        OSError, ValueError: see [`warm_start`]; or the directory holds something.
+    """
+    target_dir = Path(target_dir)
+    if target_dir.exists():
+        prepare_folder(target_dir, overwrite=False, results=())
+    start = warm_start(source, **overrides)
+    start.model.save_pretrained(target_dir)
+    start.image_processor.save_pretrained(target_dir)
+    card = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="object-detection",
+        tags=["object-detection", "vision", "detr", "sap-detr"],
+        license=start.license,
+        base_model=start.base_model,
+    )
+    (target_dir / "README.md").write_text(
+        f"---\n{card.to_yaml()}\n---\n\n# SAP-DETR started from {start.name}\n\n"
+        f"Weights to fine-tune, not a trained detector: what starts anew has learned nothing.\n\n{start.table()}\n",
+        encoding="utf-8",
+    )
+    return start
+
+
+def base_model_of(directory: str | Path) -> str | None:
+    """The Hub id of the model that a directory's weights started from, as its card says; `None` if it says none."""
+    base: Any = _card_data(str(directory)).get("base_model")
+    return base[0] if isinstance(base, list) and base else base
+
+
+def _config(source: str, theirs: Any, kind: WarmStartSource, overrides: dict[str, Any]) -> SapDetrConfig:
+    for name, allowed in kind.required.items():
+        if getattr(theirs, name) not in allowed:
+            raise ValueError(
+                f"{source} cannot be started from: its `{name}` is {getattr(theirs, name)!r}, not {allowed[0]!r}."
+            )
+    temperature: Any = kind.position_temperature
+    if isinstance(temperature, str):
+        temperature = getattr(theirs, temperature)
+        if theirs.temperature_width != temperature:
+            raise ValueError(f"{source} cannot be started from: its temperatures of height and width differ.")
+    fields = {
+        **_backbone_fields(source, theirs.backbone_config),
+        "d_model": theirs.hidden_size,
+        "position_temperature": temperature,
+        "id2label": dict(theirs.id2label),
+        "num_channels": theirs.backbone_config.num_channels,
+        "activation_function": theirs.activation_function,
+    }
+    for side in ("encoder", "decoder"):
+        for field in ("layers", "attention_heads", "ffn_dim"):
+            fields[f"{side}_{field}"] = getattr(theirs, f"{side}_{field}")
+    return SapDetrConfig(**{**fields, **overrides})
+
+
+def _backbone_fields(source: str, backbone: Any) -> dict[str, Any]:
+    """`backbone_config` and `dilation` of what the source computes: a timm ResNet becomes transformers' own."""
+    if backbone.model_type == "resnet":  # transformers' ResNet cannot be dilated
+        fields = {**backbone.to_dict(), "out_features": backbone.out_features[-1:]}
+        fields.pop("out_indices", None)
+        return {"backbone_config": fields, "dilation": False}
+    name = (getattr(backbone, "backbone", None) or "").split(".")[0]
+    stride = getattr(backbone, "output_stride", None) or 32
+    if backbone.model_type != "timm_backbone" or name not in RESNETS or stride not in (16, 32):
+        raise ValueError(
+            f"{source} cannot be started from: its backbone is {name or backbone.model_type!r} with the output stride "
+            f"{stride}; it must be one of {', '.join(RESNETS)} with 32 or 16."
+        )
+    return {"backbone_config": resnet_config(name), "dilation": stride == 16}
+
+
+def _load(source: str, config: PreTrainedConfig) -> PreTrainedModel:
+    """The source without its heads, complete and in float32."""
+    try:
+        with readable_model(source):
+            model, loading = AutoModelForObjectDetection.from_pretrained(
+                source, config=config, dtype=torch.float32, output_loading_info=True
+            )
+    except ImportError as error:
+        if not needs_timm(config):
+            raise
+        raise ValueError(f"{source} has a backbone of timm, which is not installed: `pip install timm`.") from error
+    absent = sorted(map(str, [*loading["missing_keys"], *loading["mismatched_keys"]]))
+    if absent:
+        raise ValueError(f"{source} lacks {len(absent)} weights of its model, for instance {absent[0]}.")
+    return model.base_model
+
+
+def _tensors(model: PreTrainedModel, kind: WarmStartSource) -> dict[str, torch.Tensor]:
+    """The source's tensors by name, the backbone's under the names of transformers' ResNet."""
+    tensors = {}
+    for name, tensor in model.state_dict().items():
+        if name.startswith(kind.backbone):
+            name = name.removeprefix(kind.backbone).removeprefix("_backbone.")
+            name = "backbone." + (resnet_name(name) if needs_timm(model.config) else name)
+        tensors[name] = tensor
+    return tensors
+
+
+@torch.no_grad()
+def _fill(
+    source: str, model: nn.Module, theirs: dict[str, torch.Tensor], kind: WarmStartSource
+) -> dict[str, tuple[str, float]]:
+    """Copy what fits into the model, and name it as [`WarmStart.taken`] does."""
+    taken = {}
+    for name, tensor in model.state_dict().items():
+        rules = ((re.fullmatch(pattern, name), their_name, factor) for pattern, their_name, factor in kind.rules)
+        match, their_name, factor = next((rule for rule in rules if rule[0]), (None, "", 1.0))
+        value = theirs.get(match.expand(their_name)) if match else None
+        if match is None or value is None:
+            continue
+        if value.shape != tensor.shape:
+            raise ValueError(
+                f"`{name}` has the shape {tuple(tensor.shape)}, but {tuple(value.shape)} in {source}: leave widths as "
+                "they are there."
+            )
+        tensor.copy_(value * factor)
+        taken[name] = (match.expand(their_name), factor)
+    return taken
+
+
+@torch.no_grad()
+def _scale_positions_by_one(model: SapDetrForObjectDetection) -> None:
+    for layer in model.model.encoder.layers:
+        last = layer.position_scale.layers[-1]
+        last.weight.zero_()
+        last.bias.fill_(1.0)
+
+
+def pixel_settings(source: str) -> dict[str, Any]:
+    """Image size, mean, deviation and the like of a source's image processor; nothing where it has none."""
+    try:
+        theirs = AutoImageProcessor.from_pretrained(source).to_dict()
+    except OSError:  # a directory with a model alone
+        return {}
+    fields = {name: theirs[name] for name in _PIXEL_FIELDS if theirs.get(name) is not None}
+    fields["size"] = {side: pixels for side, pixels in dict(fields["size"]).items() if pixels is not None}
+    return fields
+
+
+def _source_card(source: str) -> tuple[str | None, str | None]:
+    """Licence and Hub id of a source."""
+    is_directory = Path(source).is_dir()
+    return _card_data(source).get("license"), base_model_of(source) if is_directory else source
+
+
+def _card_data(source: str) -> dict[str, Any]:
+    """The metadata of a directory's or repository's model card; empty where none can be read."""
+    path = Path(source)
+    if path.is_dir() and not (path / "README.md").is_file():
+        return {}
+    try:
+        return ModelCard.load(path / "README.md" if path.is_dir() else source).data.to_dict()
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError):
+        return {}

@@ -1,0 +1,121 @@
+"""Tensor names: this package's `SapDetrModel` -> the detector of transformers whose tensor it can start from.
+
+Names of transformers 5.23 *after* loading, without the leading `model.`; those in the checkpoint files differ. A tensor
+of ours that no rule matches starts anew: what the sources trained at another temperature, order or for other boxes does
+not fit.
+"""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class WarmStartSource:
+    """How the detectors of one `model_type` fit.
+
+    Args:
+        backbone: what their backbone's names begin with.
+        rules: (pattern of ours, their name, factor). The first pattern that matches a whole name counts. A query of the
+            cross-attention is scaled by the root of d / H here three times, there twice or once: the factor evens it.
+        position_temperature: the field of their configuration, or its value where they have no such field.
+        scales_positions: whether the content scales the encoder's positions; otherwise the scale starts as constant 1.
+        required: fields of their configuration that must have one of these values.
+    """
+
+    backbone: str
+    rules: tuple[tuple[str, str, float], ...]
+    position_temperature: str | float
+    scales_positions: bool
+    required: dict[str, tuple[object, ...]]
+
+
+_TWO_PARTS = math.sqrt(3 / 2)  # their cross-attention has [content; position], ours [content; point; box]
+_ONE_PART = math.sqrt(3)
+
+_INPUT = (
+    (r"backbone\.(.*)", r"backbone.\1", 1.0),
+    (r"input_projection\.(.*)", r"input_projection.\1", 1.0),
+    (r"decoder\.layer_norm\.(.*)", r"decoder.layernorm.\1", 1.0),
+)
+
+_DAB_ENCODER = (
+    (r"encoder\.layers\.\d+\.position_scale\.(.*)", r"encoder.query_scale.\1", 1.0),  # one for all their layers
+    (r"encoder\.(layers\.\d+\.self_attn.*)", r"encoder.\1", 1.0),
+    (r"encoder\.(layers\.\d+)\.ffn\.(fc[12].*)", r"encoder.\1.\2", 1.0),
+    (r"encoder\.(layers\.\d+)\.ffn\.layer_norm\.(.*)", r"encoder.\1.final_layer_norm.\2", 1.0),
+    (r"encoder\.(layers\.\d+)\.ffn\.activation\.(.*)", r"encoder.\1.activation_fn.\2", 1.0),
+)
+
+_DAB_DECODER = tuple(
+    (rf"decoder\.(layers\.\d+)\.{ours}\.(.*)", rf"decoder.\1.{theirs}.\2", factor)
+    for ours, theirs, factor in (
+        (r"self_attn\.q_content_proj", "self_attn.self_attn_query_content_proj", 1.0),
+        (r"self_attn\.k_content_proj", "self_attn.self_attn_key_content_proj", 1.0),
+        (r"self_attn\.v_proj", "self_attn.self_attn_value_proj", 1.0),
+        (r"self_attn\.out_proj", "self_attn.self_attn.output_proj", 1.0),
+        (r"self_attn_layer_norm", "self_attn.self_attn_layer_norm", 1.0),
+        (r"cross_attn\.q_content_proj", "cross_attn.cross_attn_query_content_proj", _TWO_PARTS),
+        (r"cross_attn\.k_content_proj", "cross_attn.cross_attn_key_content_proj", 1.0),
+        (r"cross_attn\.k_position_proj", "cross_attn.cross_attn_key_pos_proj", 1.0),
+        (r"cross_attn\.v_proj", "cross_attn.cross_attn_value_proj", 1.0),
+        (r"cross_attn\.out_proj", "cross_attn.cross_attn.output_proj", 1.0),
+        (r"cross_attn_layer_norm", "cross_attn.cross_attn_layer_norm", 1.0),
+        (r"ffn\.fc1", "mlp.fc1", 1.0),
+        (r"ffn\.fc2", "mlp.fc2", 1.0),
+        (r"ffn\.activation", "mlp.activation_fn", 1.0),
+        (r"ffn\.layer_norm", "mlp.final_layer_norm", 1.0),
+    )
+)
+
+# DETR and Conditional DETR name these alike.
+_DETR_LAYERS = (
+    (r"encoder\.(layers\.\d+\.self_attn\.[qkv]_proj.*)", r"encoder.\1", 1.0),
+    (r"((?:en|de)coder\.layers\.\d+\.self_attn)\.out_proj\.(.*)", r"\1.o_proj.\2", 1.0),
+    (r"((?:en|de)coder\.layers\.\d+\.self_attn_layer_norm\..*)", r"\1", 1.0),
+    (r"((?:en|de)coder\.layers\.\d+)\.ffn\.(fc[12].*)", r"\1.mlp.\2", 1.0),
+    (r"((?:en|de)coder\.layers\.\d+)\.ffn\.layer_norm\.(.*)", r"\1.final_layer_norm.\2", 1.0),
+    (r"((?:en|de)coder\.layers\.\d+)\.ffn\.activation\.(.*)", r"\1.mlp.activation_fn.\2", 1.0),
+    (r"(decoder\.layers\.\d+\.self_attn\.v_proj\..*)", r"\1", 1.0),
+    (r"(decoder\.layers\.\d+)\.cross_attn\.v_proj\.(.*)", r"\1.encoder_attn.v_proj.\2", 1.0),
+    (r"(decoder\.layers\.\d+)\.cross_attn\.out_proj\.(.*)", r"\1.encoder_attn.o_proj.\2", 1.0),
+    (r"(decoder\.layers\.\d+)\.cross_attn_layer_norm\.(.*)", r"\1.encoder_attn_layer_norm.\2", 1.0),
+)
+
+_CONDITIONAL_DECODER = (
+    (r"(decoder\.layers\.\d+\.self_attn\.[qk]_content_proj\..*)", r"\1", 1.0),
+    (r"(decoder\.layers\.\d+)\.cross_attn\.q_content_proj\.(.*)", r"\1.encoder_attn.q_content_proj.\2", _TWO_PARTS),
+    (r"(decoder\.layers\.\d+)\.cross_attn\.k_content_proj\.(.*)", r"\1.encoder_attn.k_content_proj.\2", 1.0),
+    (r"(decoder\.layers\.\d+)\.cross_attn\.k_position_proj\.(.*)", r"\1.encoder_attn.k_pos_proj.\2", 1.0),
+)
+
+# DETR projects content and position by one matrix: it becomes the content's.
+_DETR_DECODER = (
+    (r"(decoder\.layers\.\d+\.self_attn\.[qk])_content_proj\.(.*)", r"\1_proj.\2", 1.0),
+    (r"(decoder\.layers\.\d+)\.cross_attn\.q_content_proj\.(.*)", r"\1.encoder_attn.q_proj.\2", _ONE_PART),
+    (r"(decoder\.layers\.\d+)\.cross_attn\.k_content_proj\.(.*)", r"\1.encoder_attn.k_proj.\2", 1.0),
+)
+
+WARM_START_SOURCES: dict[str, WarmStartSource] = {
+    "dab-detr": WarmStartSource(
+        backbone="backbone.conv_encoder.model.",
+        rules=(*_INPUT, *_DAB_ENCODER, *_DAB_DECODER),
+        position_temperature="temperature_height",
+        scales_positions=True,
+        required={"normalize_before": (False,), "sine_position_embedding_scale": (None, 2 * math.pi)},
+    ),
+    "detr": WarmStartSource(
+        backbone="backbone.model.",
+        rules=(*_INPUT, *_DETR_LAYERS, *_DETR_DECODER),
+        position_temperature=10000.0,
+        scales_positions=False,
+        required={"position_embedding_type": ("sine",)},
+    ),
+    "conditional_detr": WarmStartSource(
+        backbone="backbone.model.",
+        rules=(*_INPUT, *_DETR_LAYERS, *_CONDITIONAL_DECODER),
+        position_temperature=10000.0,
+        scales_positions=False,
+        required={"position_embedding_type": ("sine",)},
+    ),
+}
+"""By `model_type`. Deformable DETR belongs here once a model with deformable attention can take it."""
