@@ -83,3 +83,26 @@ class SapDetrAttentionBase(nn.Module):
             **kwargs,
         )
         return self.out_proj(output[..., :width].flatten(2)), weights
+
+
+class SapDetrSelfAttention(SapDetrAttentionBase):
+    """Self-attention whose queries and keys are the states with positions added; the values are the states alone."""
+
+    def __init__(self, config: SapDetrConfig, num_heads: int):
+        super().__init__(config, num_heads, scaling=(config.d_model // num_heads) ** -0.5)
+        self.q_proj = self.projection("fused_xavier_zero_bias")
+        self.k_proj = self.projection("fused_xavier_zero_bias")
+        self.v_proj = self.projection("fused_xavier_zero_bias")
+
+    def forward(
+        self, hidden_states: torch.Tensor, positions: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(B, L, d) both; the mask (B, 1, 1, L) is added to the logits."""
+        placed = hidden_states + positions  # (B, L, d)
+        return self.attend(
+            self.split_heads(self.q_proj(placed)),
+            self.split_heads(self.k_proj(placed)),
+            self.split_heads(self.v_proj(hidden_states)),
+            attention_mask,
+            **kwargs,
+        )

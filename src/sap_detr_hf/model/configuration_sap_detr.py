@@ -7,9 +7,8 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from .coco_labels import COCO_ID2LABEL
+from .detector_configuration import DetectorConfigMixin, resolve_backbone_config
 
 R50_BACKBONE = {"model_type": "resnet", "out_features": ["stage4"]}
 R101_BACKBONE = {**R50_BACKBONE, "depths": [3, 4, 23, 3]}
@@ -24,7 +23,7 @@ PUBLISHED_VARIANTS: dict[str, dict[str, Any]] = {
 
 
 @strict
-class SapDetrConfig(PreTrainedConfig):
+class SapDetrConfig(DetectorConfigMixin, PreTrainedConfig):
     r"""
     Configuration of [`SapDetrModel`] and [`SapDetrForObjectDetection`]. The defaults are the published SAP-DETR-R50.
 
@@ -88,6 +87,7 @@ class SapDetrConfig(PreTrainedConfig):
     """
 
     model_type = "sap_detr"
+    variants = PUBLISHED_VARIANTS
     sub_configs = {"backbone_config": AutoConfig}
     keys_to_ignore_at_inference = [
         "loss_dict",
@@ -143,40 +143,15 @@ class SapDetrConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
-        self.backbone_config = _resolve_backbone_config(self.backbone_config)
+        self.backbone_config = resolve_backbone_config(self.backbone_config, R50_BACKBONE)
         self.query_grid = _resolve_query_grid(self.query_grid, self.num_queries)
         if self.num_queries is None:
             self.num_queries = math.prod(self.query_grid)
         super().__post_init__(**kwargs)
 
     @classmethod
-    def from_variant(cls, name: str, **overrides) -> "SapDetrConfig":
-        """The configuration of a published model, with the 91 COCO class slots.
-
-        Args:
-            name: one of `"r50"`, `"r50-dc5"`, `"r101"`, `"r101-dc5"`.
-            overrides: fields to change.
-
-        Raises:
-            ValueError: no such variant.
-        """
-        if name not in PUBLISHED_VARIANTS:
-            raise ValueError(f"Unknown SAP-DETR variant {name!r}: choose one of {', '.join(PUBLISHED_VARIANTS)}.")
-        fields: dict[str, Any] = {"id2label": dict(COCO_ID2LABEL), **PUBLISHED_VARIANTS[name], **overrides}
-        if "num_labels" in overrides and "id2label" not in overrides:
-            del fields["id2label"]
-        return cls(**fields)
-
-    @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
-        """As in transformers; what is saved gives way to `kwargs` that it does not go with.
-
-        These are the `category_ids` where the number of classes changes, and one of `query_grid` and `num_queries`
-        where the other changes.
-        """
-        saved = config_dict.get("id2label") or {0: "LABEL_0", 1: "LABEL_1"}  # transformers does not save its default
-        if kwargs.get("num_labels", len(kwargs.get("id2label", saved))) != len(saved):
-            config_dict = {**config_dict, "category_ids": None}
+        """As [`DetectorConfigMixin`]'s; one of `query_grid` and `num_queries` gives way where the other changes."""
         if "query_grid" in kwargs or "num_queries" in kwargs:
             config_dict = {**config_dict, **{name: kwargs.get(name) for name in ("query_grid", "num_queries")}}
         return super().from_dict(config_dict, **kwargs)
@@ -194,14 +169,7 @@ class SapDetrConfig(PreTrainedConfig):
             )
 
     def validate_widths(self):
-        """Heads divide the width; sine pairs and normalisation groups fit in it."""
-        for side in ("encoder", "decoder"):
-            heads = getattr(self, f"{side}_attention_heads")
-            if heads < 1 or self.d_model % heads:
-                raise ValueError(
-                    f"`d_model` = {self.d_model} cannot be split into `{side}_attention_heads` = {heads} equal heads: "
-                    "change one of the two so that the division leaves no rest."
-                )
+        """Sine pairs and normalisation groups fit in the width."""
         if self.d_model % 4:
             raise ValueError(f"`d_model` = {self.d_model} must be a multiple of 4: sine and cosine for both x and y.")
         if self.sample_query_content and self.d_model % 32:
@@ -209,49 +177,15 @@ class SapDetrConfig(PreTrainedConfig):
                 f"`d_model` = {self.d_model} must be a multiple of 32 for the content convolutions' GroupNorm(32): "
                 "change it or set `sample_query_content=False`."
             )
-        if min(self.encoder_layers, self.decoder_layers) < 1:
-            raise ValueError("`encoder_layers` and `decoder_layers` must both be at least 1.")
 
-    def validate_backbone(self):
-        """Dilation, frozen stages and channels are possible with this backbone."""
-        backbone: Any = self.backbone_config
-        model_type = getattr(backbone, "model_type", None)
+    def validate_dilation(self):
+        """Dilation is possible with this backbone."""
+        model_type = getattr(self.backbone_config, "model_type", None)
         if self.dilation and model_type != "resnet":
             raise ValueError(
                 f"`dilation=True` (DC5) needs a `resnet` backbone, not {model_type!r}: for a timm backbone set "
                 "`output_stride=16` in its configuration and leave `dilation=False`."
             )
-        if self.frozen_backbone_stages < 0:
-            raise ValueError(f"`frozen_backbone_stages` = {self.frozen_backbone_stages} must be 0 or more.")
-        channels = getattr(backbone, "num_channels", self.num_channels)
-        if channels != self.num_channels:
-            raise ValueError(
-                f"`num_channels` = {self.num_channels} but the backbone's configuration takes {channels} channels: "
-                "set both to the same number."
-            )
-
-    def validate_category_ids(self):
-        """One category id for each class."""
-        if self.category_ids is None:
-            return
-        if len(self.category_ids) != self.num_labels or len(set(self.category_ids)) != len(self.category_ids):
-            raise ValueError(
-                f"`category_ids` must hold one distinct id for each of the {self.num_labels} classes in `id2label`, "
-                f"not {len(set(self.category_ids))} distinct of {len(self.category_ids)} ids."
-            )
-
-
-def _resolve_backbone_config(backbone_config: dict | PreTrainedConfig | None) -> PreTrainedConfig:
-    if isinstance(backbone_config, PreTrainedConfig):
-        return backbone_config
-    fields = dict(backbone_config if backbone_config is not None else R50_BACKBONE)
-    model_type = fields.pop("model_type", None)
-    if model_type not in CONFIG_MAPPING:
-        raise ValueError(
-            f"`backbone_config` has `model_type` = {model_type!r}, which transformers does not know: name a backbone's "
-            "type, for instance 'resnet' or 'timm_backbone'."
-        )
-    return CONFIG_MAPPING[model_type].from_dict(fields)
 
 
 def _resolve_query_grid(grid: list[int] | tuple[int, ...] | None, num_queries: int | None) -> list[int]:

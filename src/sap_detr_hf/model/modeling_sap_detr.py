@@ -7,14 +7,11 @@ d model width, H heads, K classes, D decoder layers. Positions are x, y in [0, 1
 left, top, right, bottom from a point to the sides of its box, in the same units.
 """
 
-import math
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import nn
 from transformers import initialization as init
-from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import PreTrainedModel
@@ -23,13 +20,15 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .attention import SapDetrAttentionBase
+from .attention import SapDetrAttentionBase, SapDetrSelfAttention
 from .backbone import SapDetrFrozenBatchNorm2d, build_backbone, fold_batch_norm, freeze_stages
 from .configuration_sap_detr import SapDetrConfig
+from .feed_forward import SapDetrFeedForward, SapDetrMLP
 from .fused_convolution import fuse_convolutions
 from .initialization import apply_init_rule, initialised
 from .loss import sap_detr_loss
 from .outputs import SapDetrDecoderOutput, SapDetrModelOutput, SapDetrObjectDetectionOutput
+from .positions import sine_embedding, spatial_position_embedding
 from .salient_points import (
     SapDetrQueryContent,
     SapDetrQuerySides,
@@ -40,23 +39,6 @@ from .salient_points import (
 )
 
 # --- Positions -------------------------------------------------------------------------------------------------------
-
-
-def sine_embedding(positions: torch.Tensor, width: int, temperature: float) -> torch.Tensor:
-    """Sine embedding of coordinates in float32: (..., n) -> (..., n * width), one block of `width` per coordinate."""
-    exponent = torch.arange(width // 2, device=positions.device, dtype=torch.float32) * 2 / width
-    wave_length = temperature**exponent  # (width / 2,)
-    angle = (positions.float() * (2 * math.pi))[..., None] / wave_length  # (..., n, width / 2)
-    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(-3)
-
-
-def spatial_position_embedding(mask: torch.Tensor, width: int, temperature: float) -> torch.Tensor:
-    """Sine embedding of tokens' places in the *valid* region: (B, 1, h, w) bool -> (B, h * w, width), y block first."""
-    y = mask[:, 0].cumsum(1, dtype=torch.float32)
-    x = mask[:, 0].cumsum(2, dtype=torch.float32)
-    y = y / (y[:, -1:, :] + 1e-6)
-    x = x / (x[:, :, -1:] + 1e-6)
-    return sine_embedding(torch.stack([y, x], dim=-1), width // 2, temperature).flatten(1, 2)
 
 
 @dataclass
@@ -74,65 +56,7 @@ class TokenRegion:
     share: torch.Tensor | None
 
 
-# --- Building blocks -------------------------------------------------------------------------------------------------
-
-
-class SapDetrMLP(nn.Module):
-    """Linear layers with ReLU between them."""
-
-    def __init__(self, widths: list[int], rule: str = "default", last_rule: str | None = None):
-        super().__init__()
-        self.layers = nn.ModuleList(initialised(nn.Linear(a, b), rule) for a, b in pairwise(widths))
-        initialised(self.layers[-1], last_rule or rule)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """(..., widths[0]) -> (..., widths[-1])."""
-        for layer in self.layers[:-1]:
-            hidden_states = layer(hidden_states).relu()
-        return self.layers[-1](hidden_states)
-
-
-class SapDetrFeedForward(nn.Module):
-    """Two linear layers with the residual and the norm after it."""
-
-    def __init__(self, config: SapDetrConfig, ffn_dim: int):
-        super().__init__()
-        self.fc1 = initialised(nn.Linear(config.d_model, ffn_dim), "xavier")
-        self.fc2 = initialised(nn.Linear(ffn_dim, config.d_model), "xavier")
-        self.activation = ACT2FN[config.activation_function]
-        self.dropout = nn.Dropout(config.dropout)
-        self.layer_norm = nn.LayerNorm(config.d_model)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """(B, L, d) -> (B, L, d)."""
-        update = self.fc2(self.dropout(self.activation(self.fc1(hidden_states))))
-        return self.layer_norm(hidden_states + self.dropout(update))
-
-
 # --- Encoder ---------------------------------------------------------------------------------------------------------
-
-
-class SapDetrEncoderSelfAttention(SapDetrAttentionBase):
-    """Self-attention over the tokens; positions are added to queries and keys."""
-
-    def __init__(self, config: SapDetrConfig):
-        heads = config.encoder_attention_heads
-        super().__init__(config, heads, scaling=(config.d_model // heads) ** -0.5)
-        self.q_proj = self.projection("fused_xavier_zero_bias")
-        self.k_proj = self.projection("fused_xavier_zero_bias")
-        self.v_proj = self.projection("fused_xavier_zero_bias")
-
-    def forward(
-        self, hidden_states: torch.Tensor, positions: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        placed = hidden_states + positions  # (B, L, d)
-        return self.attend(
-            self.split_heads(self.q_proj(placed)),
-            self.split_heads(self.k_proj(placed)),
-            self.split_heads(self.v_proj(hidden_states)),
-            attention_mask,
-            **kwargs,
-        )
 
 
 class SapDetrEncoderLayer(GradientCheckpointingLayer):
@@ -141,7 +65,7 @@ class SapDetrEncoderLayer(GradientCheckpointingLayer):
     def __init__(self, config: SapDetrConfig):
         super().__init__()
         self.position_scale = SapDetrMLP([config.d_model] * 3, rule="xavier")
-        self.self_attn = SapDetrEncoderSelfAttention(config)
+        self.self_attn = SapDetrSelfAttention(config, config.encoder_attention_heads)
         self.self_attn_layer_norm = nn.LayerNorm(config.d_model)
         self.dropout = nn.Dropout(config.dropout)
         self.ffn = SapDetrFeedForward(config, config.encoder_ffn_dim)
@@ -452,7 +376,7 @@ class SapDetrPreTrainedModel(PreTrainedModel):
 class SapDetrEncoder(SapDetrPreTrainedModel):
     """The transformer encoder."""
 
-    _can_record_outputs = {"hidden_states": SapDetrEncoderLayer, "attentions": SapDetrEncoderSelfAttention}
+    _can_record_outputs = {"hidden_states": SapDetrEncoderLayer, "attentions": SapDetrSelfAttention}
 
     def __init__(self, config: SapDetrConfig):
         super().__init__(config)
