@@ -4,6 +4,8 @@ Importing this package registers the model with `AutoConfig`, `AutoModel`, `Auto
 `AutoImageProcessor`; `pipeline("object-detection", model=DIRECTORY)` then works on a saved model.
 """
 
+from typing import Any
+
 from transformers import AutoConfig, AutoModel, AutoModelForObjectDetection
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES, MODEL_MAPPING_NAMES
@@ -34,7 +36,7 @@ if is_torchvision_available():
     _image_processors["torchvision"] = SapDetrImageProcessor
     __all__ += ["SapDetrImageProcessor"]
 
-_model_types = [
+_model_types: list[tuple[Any, Any, Any]] = [
     (SapDetrConfig, SapDetrModel, SapDetrForObjectDetection),
     (SapDinoDetrConfig, SapDinoDetrModel, SapDinoDetrForObjectDetection),
 ]

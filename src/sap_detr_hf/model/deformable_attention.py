@@ -74,7 +74,7 @@ def token_pyramid(maps: list[torch.Tensor], masks: list[torch.Tensor] | None) ->
 
 
 class SapDinoDetrSamplingOffsets(nn.Linear):
-    """Offsets of all sampling points: at first a ring, head h in direction 2 pi h / H, its point k at distance k + 1."""
+    """Offsets of all sampling points: at first a ring, head h in direction 2 pi h / H, point k at distance k + 1."""
 
     def __init__(self, d_model: int, heads: int, levels: int, points: int):
         self.layout = (heads, levels, points)

@@ -20,7 +20,6 @@ class DetectorConfigMixin:
     backbone_config: Any
     frozen_backbone_stages: int
     num_channels: int
-    num_labels: int
     d_model: int
     encoder_layers: int
     decoder_layers: int
@@ -79,9 +78,10 @@ class DetectorConfigMixin:
         """One category id for each class."""
         if self.category_ids is None:
             return
-        if len(self.category_ids) != self.num_labels or len(set(self.category_ids)) != len(self.category_ids):
+        classes: int = self.num_labels  # type: ignore[attr-defined]
+        if len(self.category_ids) != classes or len(set(self.category_ids)) != len(self.category_ids):
             raise ValueError(
-                f"`category_ids` must hold one distinct id for each of the {self.num_labels} classes in `id2label`, "
+                f"`category_ids` must hold one distinct id for each of the {classes} classes in `id2label`, "
                 f"not {len(set(self.category_ids))} distinct of {len(self.category_ids)} ids."
             )
 

@@ -297,8 +297,8 @@ class SapDetrPreTrainedModel(PreTrainedModel):
         for module in model.modules():
             if isinstance(module, SapDetrReferencePoints):
                 module.weight.requires_grad_(False)
-            if isinstance(module, SapDetrModel):
-                freeze_stages(module.backbone, module.config.frozen_backbone_stages)
+        if hasattr(model.base_model, "backbone"):
+            freeze_stages(model.base_model.backbone, model.config.frozen_backbone_stages)
         return loaded
 
     @torch.no_grad()
