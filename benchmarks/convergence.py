@@ -223,18 +223,26 @@ def settings_of_model(shared: TrainingSettings, start: Path, run: Path) -> Train
 
 def summarize_run(name: str, output_dir: Path, effective_batch: int) -> dict[str, Any]:
     """Curves, speed and size of one model from its folders."""
-    text = (output_dir / name / METRICS_FILE).read_text(encoding="utf-8")
+    return {
+        "title": FAMILIES[name].title,
+        "parameters": count_parameters(output_dir / "start" / name),
+        **summarize_metrics(output_dir / name, effective_batch),
+    }
+
+
+def summarize_metrics(run: Path, effective_batch: int) -> dict[str, Any]:
+    """AP by epoch, speed and peak memory of one training from its folder."""
+    text = (run / METRICS_FILE).read_text(encoding="utf-8")
     lines = [json.loads(line) for line in text.splitlines()]
     measured = [line for line in lines if "AP" in line]
     rates = [line["images_per_second"] for line in lines if "images_per_second" in line]
     seconds = effective_batch / statistics.median(rates) if rates else math.nan
     steps = round(lines[-1]["step"] / lines[-1]["epoch"]) if lines else 0
     return {
-        "title": FAMILIES[name].title,
-        "parameters": count_parameters(output_dir / "start" / name),
         "seconds_per_step": seconds,  # the median of the logged steps, with waiting for data, without evaluation
         "seconds_per_epoch": seconds * steps,
         "steps_per_epoch": steps,
+        "memory_gib": max((line["memory_gib"] for line in lines if "memory_gib" in line), default=math.nan),
         "curve": [{key: line[key] for key in ("epoch", "step", *CURVES)} for line in measured],
     }
 

@@ -14,7 +14,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from sap_detr_hf.model.configuration_sap_detr import PUBLISHED_VARIANTS, R50_BACKBONE, SapDetrConfig
+from sap_detr_hf.model.configuration_sap_detr import FURTHER_VARIANTS, PUBLISHED_VARIANTS, R50_BACKBONE, SapDetrConfig
 from sap_detr_hf.model.modeling_sap_detr import SapDetrForObjectDetection
 from sap_detr_hf.training.compilation import allow_compilations
 
@@ -34,7 +34,8 @@ FORMS = {
     "channels": "the Gaussian as further channels of queries and keys",
     "flex": "the Gaussian in flex attention",
 }
-MODELS = (*PUBLISHED_VARIANTS, *PEERS)
+VARIANTS = (*PUBLISHED_VARIANTS, *FURTHER_VARIANTS)
+MODELS = (*VARIANTS, *PEERS)
 
 
 def build_model(name: str, **overrides) -> PreTrainedModel:
@@ -52,7 +53,7 @@ def build_model(name: str, **overrides) -> PreTrainedModel:
         config, model = PEERS[variant]
         fields = {"backbone_config": R50_BACKBONE, "use_timm_backbone": False, "backbone": None, "num_labels": 91}
         return model(config.from_dict({**fields, "auxiliary_loss": True, **overrides})).eval()
-    if variant not in PUBLISHED_VARIANTS or form not in FORMS:
+    if variant not in VARIANTS or form not in FORMS:
         forms = ", ".join(form for form in FORMS if form)
         raise ValueError(f"Unknown model {name!r}: choose of {', '.join(MODELS)}, SAP-DETR's with :{forms} if wanted.")
     sap_detr = SapDetrForObjectDetection(SapDetrConfig.from_variant(variant, **overrides)).eval()

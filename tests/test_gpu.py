@@ -118,9 +118,10 @@ def test_forward_pass_never_waits_for_the_gpu(optimized):
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_training_step_waits_for_the_matching_alone():
+@pytest.mark.parametrize("fields", [{}, {"num_groups": 2, "group_content": True, "denoising_pairs": 5}])
+def test_training_step_waits_for_the_matching_alone(fields):
     """Forward and backward pass with labels on the GPU: all layers' costs come to the CPU in one transfer."""
-    model = tiny_model().cuda().train()
+    model = tiny_model(**fields).cuda().train()
     inputs, labels = on_gpu(tiny_inputs()), on_gpu(tiny_labels())
     model(*inputs, labels=labels).loss.backward()
     with warnings.catch_warnings(record=True) as caught:

@@ -84,6 +84,18 @@ def test_layers_are_the_models(model, image):
         assert (points <= corner + explanation.cell_size + np.float32(1e-3)).all()
 
 
+def test_points_that_start_at_the_center(image):
+    names = {"point_start": "center", "point_update": "exact", "head_points": "current", "inner_loss": "distance"}
+    model = tiny_model(id2label=dict(enumerate("abcdef")), num_groups=2, denoising_pairs=3, **names)
+    explanation = explained(model, image, query=7)
+    corner = explanation.reference_points[7]
+    center = corner + np.array(explanation.cell_size) / 2
+    assert np.allclose(explanation.entered_points[0], center, atol=1e-3)
+    for points in (explanation.points, explanation.entered_points):
+        assert (points >= corner - 1e-3).all()
+        assert (points <= corner + explanation.cell_size + np.float32(1e-3)).all()
+
+
 @pytest.mark.parametrize("layer", [0, -1])
 @pytest.mark.parametrize("padding", [{}, PADDED])
 def test_gaussian_and_attention_are_the_models(model, image, layer, padding):

@@ -21,6 +21,7 @@ from tiny_model import tiny_inputs, tiny_model
 
 from sap_detr_hf import SapDetrConfig, SapDetrForObjectDetection, SapDetrImageProcessorPil
 from sap_detr_hf.hub.model_card import card_of_converted
+from sap_detr_hf.hub.publish import files_to_publish
 from sap_detr_hf.hub.remote_code import code_files
 from sap_detr_hf.training.settings import TrainingSettings
 
@@ -180,6 +181,25 @@ def test_dry_run_lists_what_would_go_and_sends_nothing(hub, client, model_dir, c
     assert f"{sum(map(len, files.values())):,} bytes  in all" in shown
     assert shown.endswith(files["README.md"].decode() + "\n")
     assert f"{len(files)} files" in shown
+
+
+def test_what_only_training_uses_is_not_published(tmp_path):
+    fields = {"num_groups": 3, "group_content": True, "denoising_pairs": 4}
+    model = _save_model(tmp_path / "trained", shards="100KB", **fields).eval()
+    published = tmp_path / "published"
+    published.mkdir()
+    for file in files_to_publish(tmp_path / "trained", "card"):
+        content = file.content if isinstance(file.content, bytes) else file.content.read_bytes()
+        (published / file.name).write_bytes(content)
+    loaded, loading = SapDetrForObjectDetection.from_pretrained(published, output_loading_info=True)
+    assert not any(loading[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert loaded.config.num_groups == 1
+    assert {name for name in model.state_dict() if name not in loaded.state_dict()} == {
+        "model.query_groups.sides.weight", "model.query_groups.content.weight", "denoising_class_embedding.weight"
+    }  # fmt: skip
+    assert load_file(published / "model.safetensors").keys() == loaded.state_dict().keys()
+    pixels = torch.zeros(1, 3, 64, 96)
+    assert torch.equal(loaded.eval()(pixels).logits, model(pixels).logits)
 
 
 def test_existing_repositories(hub, client, model_dir, tmp_path, capsys):

@@ -396,6 +396,8 @@ CHANGES = {
     "sample_query_content": False,
     "share_box_heads": True,
     "valid_region": True,
+    "point_update": "exact",
+    "inner_loss": "distance",
     "d_model": 64,
     "encoder_layers": 1,
     "decoder_layers": 2,

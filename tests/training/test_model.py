@@ -50,6 +50,17 @@ def test_parameters_that_no_loss_reaches_do_not_learn():
     )
 
 
+def test_what_training_alone_reaches_learns():
+    model = build_model(settings({"num_groups": 2, "group_content": True, "denoising_pairs": 3}), CLASSES)
+    before, state = {name: value.clone() for name, value in model.state_dict().items()}, torch.get_rng_state()
+    reached = learning(model)
+    names = {"model.query_groups.sides.weight", "model.query_groups.content.weight", "denoising_class_embedding.weight"}
+    assert names <= reached
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())  # BatchNorm's too
+
+
 def test_building_waits_for_no_other_process(monkeypatch):
     """Models are built on the CPU, where processes that talk through NCCL cannot add anything up."""
 
@@ -105,6 +116,16 @@ def test_new_grid_of_a_saved_model_brings_its_number_of_queries(saved_model):
     model = build_model(TrainingSettings(**changes, ignore_mismatched_sizes=True), CLASSES)
     assert (model.config.num_queries, model.config.query_grid) == (12, [3, 4])
     assert len(model.model.query_sides.weight) == len(model.model.query_points.weight) == 12
+
+
+def test_a_saved_model_is_fine_tuned_with_groups_and_denoising(saved_model):
+    fields = {"num_groups": 3, "denoising_pairs": 4}
+    model = build_model(TrainingSettings(model=saved_model, data="none", model_overrides=fields), CLASSES)
+    base = build_model(TrainingSettings(model=saved_model, data="none"), CLASSES).state_dict()
+    tensors = model.state_dict()
+    assert tensors.keys() - base.keys() == {"model.query_groups.sides.weight", "denoising_class_embedding.weight"}
+    assert all(torch.equal(tensors[name], value) for name, value in base.items())
+    assert model.config.point_start == "corner"  # as the saved model's points were trained
 
 
 @pytest.mark.parametrize("build", [lambda each: build_model(each, CLASSES), build_image_processor])

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from sap_detr_hf import SapDetrConfig
+from sap_detr_hf.model.configuration_sap_detr import FURTHER_VARIANTS
 from sap_detr_hf.training.settings import TrainingSettings, field_reasons, read_recipe, settings_from_arguments
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +28,7 @@ def test_help_answers_with_every_setting_and_its_reason():
 
 
 def test_every_recipe_is_valid_and_the_published_ones_are_the_published_recipe():
-    assert len(RECIPES) == 9
+    assert len(RECIPES) == 21
     published = {}
     for path in RECIPES:
         recipe = read_recipe(path)
@@ -51,6 +52,11 @@ def test_every_recipe_is_valid_and_the_published_ones_are_the_published_recipe()
         "coco_r101_dc5_50e": ("r101-dc5", 50, 40, 8),
         "coco_r50_12e": ("r50", 12, 11, 16),
         "coco_r50_36e": ("r50", 36, 30, 16),
+        **{
+            f"coco_{name.replace('-', '_')}_{epochs}e": (name, epochs, drop_epoch, 8 if "dc5" in name else 16)
+            for name in FURTHER_VARIANTS
+            for epochs, drop_epoch in ((12, 11), (36, 30), (50, 40))
+        },
     }
 
 

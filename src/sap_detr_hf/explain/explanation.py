@@ -35,7 +35,7 @@ class Explanation:
         points: (D, 2) x, y of the salient point after each layer.
         boxes: (D, 4) x1, y1, x2, y2 after each layer. The last point and box are the detection's.
         sides: (D, 4) distances left, top, right, bottom from the point to the box's sides after each layer.
-        entered_points: (D, 2) the point that each layer started from; the first is the reference point.
+        entered_points: (D, 2) the point that each layer started from; the first lies where points start in their cell.
         entered_sides: (D, 4) the distances that each layer started from: the Gaussian leads along them.
         reference_points: (N, 2) x, y, every query's fixed point: the upper left corner of its cell.
         cell_size: width and height of a cell; a point never leaves its cell.

@@ -4,6 +4,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -40,7 +41,10 @@ REPORTED_BY_AUTHORS: dict[str, dict[str, float]] = {
 }
 
 # What the published models have in common, besides their backbones.
-ARCHITECTURE = ("query_grid", "sample_query_content", "share_box_heads", "d_model", "encoder_layers", "decoder_layers")
+ARCHITECTURE = (
+    "query_grid", "sample_query_content", "share_box_heads", "d_model", "encoder_layers", "decoder_layers",
+    "point_start", "point_update", "head_points",
+)  # fmt: skip
 
 # The settings that decide what a model has learned, in the order of the card's table.
 RECIPE = (
@@ -112,7 +116,9 @@ class CardSources:
     def parameters(self) -> int:
         """Parameters of the model, counted without allocating them."""
         with torch.device("meta"):
-            return sum(parameter.numel() for parameter in SapDetrForObjectDetection(self.config).parameters())
+            model = SapDetrForObjectDetection(deepcopy(self.config))
+        model.drop_training_queries()  # as what is published
+        return sum(parameter.numel() for parameter in model.parameters())
 
     @property
     def reported(self) -> dict[str, float] | None:

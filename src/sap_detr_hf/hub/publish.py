@@ -4,6 +4,7 @@ import fnmatch
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,9 +24,10 @@ from huggingface_hub.hf_api import ModelInfo, RepoFile
 from huggingface_hub.utils import validate_repo_id
 from PIL import Image
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-from ..model.configuration_sap_detr import SapDetrConfig
+from ..model.configuration_sap_detr import WITHOUT_TRAINING_QUERIES, SapDetrConfig
 from ..model.modeling_sap_detr import SapDetrForObjectDetection
 from ..training.settings import TrainingSettings, read_recipe
 from .model_card import CONVERTED_TAG, RELEASED_LICENSE, REPO_ID, CardSources, check_card, model_card, read_results
@@ -157,7 +159,26 @@ def files_to_publish(model_dir: str | os.PathLike, card: str) -> list[PublishedF
     """
     small = {"README.md": card.encode(), **remote_code_contents(model_dir)}
     large = [PublishedFile(path.name, path) for path in weight_files(model_dir)]
+    config = json.loads(small["config.json"])
+    if any(config.get(name, value) != value for name, value in WITHOUT_TRAINING_QUERIES.items()):
+        small["config.json"] = json.dumps({**config, **WITHOUT_TRAINING_QUERIES}, indent=2, sort_keys=True).encode()
+        large = [PublishedFile(WEIGHTS, weights_without_training_queries(model_dir))]
     return sorted([*(PublishedFile(*item) for item in small.items()), *large], key=lambda file: file.name)
+
+
+def weights_without_training_queries(model_dir: str | os.PathLike) -> bytes:
+    """The weights as one safetensors file, without further groups of queries and denoising: a base SAP-DETR.
+
+    Raises:
+        FileNotFoundError, ValueError: see [`weight_files`]; or the weights are broken.
+    """
+    only_training = re.compile("|".join(SapDetrForObjectDetection._keys_to_ignore_on_load_unexpected))
+    try:
+        files = [load_file(path) for path in weight_files(model_dir) if path.suffix == ".safetensors"]
+    except SafetensorError as error:
+        raise ValueError(f"The weights in {model_dir} are broken or truncated ({error}).") from error
+    tensors = {name: tensor for file in files for name, tensor in file.items() if not only_training.search(name)}
+    return save(tensors, metadata={"format": "pt"})
 
 
 def weight_files(model_dir: str | os.PathLike) -> list[Path]:

@@ -2,7 +2,7 @@
 """SAP-DETR model configuration (paper: SAP-DETR, CVPR 2023, arXiv 2211.02006)."""
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
@@ -20,6 +20,25 @@ PUBLISHED_VARIANTS: dict[str, dict[str, Any]] = {
     "r101-dc5": {"backbone_config": R101_BACKBONE, "dilation": True},
 }
 """What distinguishes the four published models; all else is the default of [`SapDetrConfig`]."""
+
+# Without the released code's point rules, and with results that do not depend on the other images of a batch
+CORRECTED: dict[str, Any] = {
+    "point_start": "center", "point_update": "exact", "head_points": "current", "inner_loss": "distance",
+    "valid_region": True,
+}  # fmt: skip
+
+FURTHER_VARIANTS: dict[str, dict[str, Any]] = {
+    "r50-group": {**PUBLISHED_VARIANTS["r50"], **CORRECTED, "num_groups": 11},
+    "r50-dc5-group": {**PUBLISHED_VARIANTS["r50-dc5"], **CORRECTED, "num_groups": 5},
+    "r50-dn": {**PUBLISHED_VARIANTS["r50"], **CORRECTED, "denoising_pairs": 50},
+    "r50-plus": {
+        **PUBLISHED_VARIANTS["r50"], **CORRECTED, "num_groups": 3, "denoising_pairs": 50, "denoising_box_noise": 1.0
+    },
+}  # fmt: skip
+"""Variants of this project, which nobody published weights of: they learn faster, and cost the same in inference."""
+
+WITHOUT_TRAINING_QUERIES: dict[str, Any] = {"num_groups": 1, "group_content": False, "denoising_pairs": 0}
+"""The fields of a model that has nothing that only training uses."""
 
 
 @strict
@@ -49,6 +68,30 @@ class SapDetrConfig(DetectorConfigMixin, PreTrainedConfig):
             Place reference points, Gaussian and sampling on each image's valid region instead of on the padded map.
             The released checkpoints were trained on the padded map, where an image's result depends on the others in
             its batch; with this option it does not, up to the backbone's border.
+        point_start (`"corner"` or `"center"`, defaults to `"corner"`):
+            Where in its cell a query's point starts. In the corner it gets 250 times less gradient than in the center
+            and hardly moves. `"center"` needs `point_update="exact"`: the released update throws the point back.
+        point_update (`"released"` or `"exact"`, defaults to `"released"`):
+            A layer adds to the logit of the point's place in its cell: measured in the image as in the released code,
+            or in the cell, so that a change of zero leaves the point where it is.
+        head_points (`"previous"` or `"current"`, defaults to `"previous"`):
+            The heads of a layer refine the point that entered the layer before, as in the released code, or the one
+            that entered the layer itself. The latter carries gradient to the layer before, as the sides always do.
+        inner_loss (`"step"` or `"distance"`, defaults to `"step"`):
+            Loss of a matched point outside its box: 1 without a gradient, or a bounded function of the distance.
+        num_groups (`int`, defaults to 1):
+            Groups of queries in training, each with box sides of its own and matched by itself, so that a box teaches
+            as many queries (as Group DETR). In evaluation the first group is the whole model.
+        group_content (`bool`, defaults to `False`): Learn a vector that each further group adds to its content.
+        denoising_pairs (`int`, defaults to 0):
+            Pairs of a positive and a negative denoising query for each image in training, see `denoising.py`.
+        denoising_label_noise (`float`, defaults to 0.25): Share of denoising queries with a random class.
+        denoising_point_noise (`float`, defaults to 1.0):
+            How far, in halves of its box, a positive's point lies from the center at most; 1 is anywhere in the box.
+        denoising_box_noise (`float`, defaults to 0.4): How far, in halves of its box, a corner moves at most.
+        denoising_outside_share (`float`, defaults to 0.5):
+            Share of negatives with a point outside the box; the others have sides that are more wrong.
+        denoising_loss_coefficient (`float`, defaults to 1.0): Coefficient of all denoising losses.
         d_model (`int`, defaults to 256): Width of encoder, decoder and heads; a multiple of 4 and of the head counts.
         encoder_layers, decoder_layers (`int`, defaults to 6): Depths.
         encoder_attention_heads, decoder_attention_heads (`int`, defaults to 8): Attention heads.
@@ -87,7 +130,7 @@ class SapDetrConfig(DetectorConfigMixin, PreTrainedConfig):
     """
 
     model_type = "sap_detr"
-    variants = PUBLISHED_VARIANTS
+    variants = {**PUBLISHED_VARIANTS, **FURTHER_VARIANTS}
     sub_configs = {"backbone_config": AutoConfig}
     keys_to_ignore_at_inference = [
         "loss_dict",
@@ -114,6 +157,18 @@ class SapDetrConfig(DetectorConfigMixin, PreTrainedConfig):
     sample_query_content: bool = True
     share_box_heads: bool = False
     valid_region: bool = False
+    point_start: Literal["corner", "center"] = "corner"
+    point_update: Literal["released", "exact"] = "released"
+    head_points: Literal["previous", "current"] = "previous"
+    inner_loss: Literal["step", "distance"] = "step"
+    num_groups: int = 1
+    group_content: bool = False
+    denoising_pairs: int = 0
+    denoising_label_noise: float | int = 0.25
+    denoising_point_noise: float | int = 1.0
+    denoising_box_noise: float | int = 0.4
+    denoising_outside_share: float | int = 0.5
+    denoising_loss_coefficient: float | int = 1.0
     d_model: int = 256
     encoder_layers: int = 6
     encoder_attention_heads: int = 8
@@ -167,6 +222,27 @@ class SapDetrConfig(DetectorConfigMixin, PreTrainedConfig):
                 f"`query_grid` = {rows} x {columns} has {rows * columns} reference points but `num_queries` = "
                 f"{self.num_queries}: leave `num_queries` out, or set a grid with that many cells."
             )
+
+    def validate_points(self):
+        """A point that starts in the center stays there until a layer moves it."""
+        if self.point_start == "center" and self.point_update == "released":
+            raise ValueError(
+                '`point_start="center"` needs `point_update="exact"`: the released update moves a point from the '
+                "center to the corner of its cell. Set both, or neither."
+            )
+
+    def validate_training_queries(self):
+        """Groups and denoising queries are possible."""
+        if self.num_groups < 1:
+            raise ValueError(
+                f"`num_groups` = {self.num_groups} must be at least 1: the first group is the model itself."
+            )
+        for name in ("denoising_pairs", "denoising_box_noise", "denoising_loss_coefficient"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` = {getattr(self, name)} must be 0 or more.")
+        for name in ("denoising_label_noise", "denoising_point_noise", "denoising_outside_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"`{name}` = {getattr(self, name)} must lie between 0 and 1.")
 
     def validate_widths(self):
         """Sine pairs and normalisation groups fit in the width."""

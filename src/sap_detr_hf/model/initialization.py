@@ -20,6 +20,8 @@ def apply_init_rule(module: nn.Module, rule: str) -> None:
     if "xavier" in rule:
         # The released encoder draws q, k, v as one (3d, d) matrix, whose Xavier bound is smaller by sqrt(2).
         init.xavier_uniform_(module.weight, gain=2**-0.5 if rule.startswith("fused") else 1.0)
+    if rule == "group_content":
+        init.normal_(module.weight, std=0.02)
     if rule == "content_convolution":
         init.normal_(module.weight, std=0.01)
     if rule == "zero":

@@ -183,20 +183,25 @@ def class_focal_loss(
         matched: (D, S, K) the logits of the matched queries.
         classes: (D, S) their classes.
     """
-    alpha, gamma = config.focal_alpha, config.focal_gamma
-    everywhere = focal_loss_of_negatives(logits, alpha, gamma).sum((1, 2, 3))
+    everywhere = focal_loss_of_negatives(logits, config.focal_alpha, config.focal_gamma).sum((1, 2, 3))
     at_target = matched.gather(-1, classes[..., None])[..., 0]  # (D, S)
-    positive = alpha * (1 - at_target.sigmoid()) ** gamma * nn.functional.softplus(-at_target)
-    return everywhere + (positive - focal_loss_of_negatives(at_target, alpha, gamma)).sum(-1)
+    return everywhere + focal_loss_at_target(at_target, config).sum(-1)
+
+
+def focal_loss_at_target(logits: torch.Tensor, config: SapDetrConfig) -> torch.Tensor:
+    """Elementwise sigmoid focal loss of the target 1, less that of the target 0, which counts everywhere."""
+    alpha, gamma = config.focal_alpha, config.focal_gamma
+    positive = alpha * (1 - logits.sigmoid()) ** gamma * nn.functional.softplus(-logits)
+    return positive - focal_loss_of_negatives(logits, alpha, gamma)
 
 
 def objectness_focal_loss(logits: torch.Tensor, quality: torch.Tensor, config: SapDetrConfig) -> torch.Tensor:
-    """Sigmoid focal loss with soft targets, (D, B, N) both, summed per layer; the targets carry gradient."""
+    """Elementwise sigmoid focal loss with soft targets, (D, B, N) both; the targets carry gradient."""
     probability = logits.sigmoid()
     cross_entropy = nn.functional.softplus(logits) - logits * quality
     distance = 1 - (probability * quality + (1 - probability) * (1 - quality))
     alpha = config.focal_alpha * quality + (1 - config.focal_alpha) * (1 - quality)
-    return (alpha * distance**config.focal_gamma * cross_entropy).sum((1, 2))
+    return alpha * distance**config.focal_gamma * cross_entropy
 
 
 def normaliser(labels: list[dict[str, torch.Tensor]], device: torch.device) -> torch.Tensor:
@@ -236,10 +241,26 @@ def layer_losses(
         "loss_ce": class_focal_loss(predictions.logits, matched_logits, classes, config) / num_boxes,
         "loss_bbox": (corners - target_corners).abs().sum((1, 2)) / num_boxes,
         "loss_giou": (1 - giou).sum(1) / num_boxes,
-        "loss_ce_obj": objectness_focal_loss(predictions.objectness, quality, config) / num_boxes,
-        "loss_inner": points_outside(points, target_corners).sum(1) / num_boxes,
+        "loss_ce_obj": objectness_focal_loss(predictions.objectness, quality, config).sum((1, 2)) / num_boxes,
+        **{name: values.sum(1) / num_boxes for name, values in inner_losses(points, target_corners, config).items()},
         "class_error": class_error(matched_logits, classes),
     }
+
+
+def inner_losses(points: torch.Tensor, corners: torch.Tensor, config: SapDetrConfig) -> dict[str, torch.Tensor]:
+    """What points x, y (..., 2) cost that should lie in boxes x1, y1, x2, y2 (..., 4), elementwise.
+
+    `step` is 1 outside. `distance` is z / (1 + z) with z the distance from the box in box sizes, added over both axes:
+    it has a gradient, and is bounded because the border of its cell can keep a point from ever reaching its box. It
+    comes with the step's value, `loss_inner_share`, so that both can be compared.
+    """
+    outside = points_outside(points, corners)
+    if config.inner_loss == "step":
+        return {"loss_inner": outside}
+    low, high = corners.split(2, dim=-1)
+    distance = ((low - points).relu() + (points - high).relu()) / (high - low).clamp(min=1e-3)
+    distance = distance.sum(-1)
+    return {"loss_inner": distance / (1 + distance), "loss_inner_share": outside}
 
 
 def class_error(matched_logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
@@ -256,6 +277,7 @@ def sap_detr_loss(
     pred_objectness: torch.Tensor,
     config: SapDetrConfig,
     num_boxes: torch.Tensor | float | None = None,
+    num_groups: int = 1,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Loss of SAP-DETR over one or more decoder layers (paper, section 3.4; released `SetCriterion`).
 
@@ -269,26 +291,56 @@ def sap_detr_loss(
         config: coefficients.
         num_boxes: what all sums are divided by, where the caller knows better (gradient accumulation). By default the
             boxes in the batch of all processes / number of processes, at least 1.
+        num_groups: groups of equally many queries, one behind the other. Each is matched by itself, and all values are
+            means over the groups; `class_error` is the first group's.
 
     Returns:
         The weighted sum over all layers, and the unweighted, detached values: `loss_ce`, `loss_bbox`, `loss_giou`,
         `loss_ce_obj`, `loss_inner` and `class_error` (percent of matched queries) of the last layer, and the losses of
-        layer i as `loss_..._{i}`.
+        layer i as `loss_..._{i}`; see [`inner_losses`] for `loss_inner_share`.
 
     Raises:
         ValueError: not one dict of labels for each image; or see [`match_queries`].
     """
     device = logits.device
-    if len(labels) != logits.shape[1]:
-        raise ValueError(f"`labels` has {len(labels)} entries for {logits.shape[1]} images: one dict for each.")
-    predictions = LayerPredictions(
-        logits.float(), pred_boxes.float(), pred_points.float(), pred_objectness.squeeze(-1).float()
-    )
+    check_labels(labels, logits.shape[1])
+    layers = logits.shape[0]
+    predictions = layer_predictions(logits, pred_boxes, pred_points, pred_objectness, num_groups=num_groups)
     with torch.autocast(device.type, enabled=False):
         targets = pad_targets(labels, logits.shape[-1], device)
         matches = match_queries(predictions, targets, labels, config)
         divisor = normaliser(labels, device) if num_boxes is None else num_boxes
         losses = layer_losses(predictions, targets, matches, divisor, config)
+    if num_groups > 1:
+        by_group = {name: values.view(layers, num_groups) for name, values in losses.items()}
+        losses = {name: values.mean(1) for name, values in by_group.items()}
+        losses["class_error"] = by_group["class_error"][:, 0]
+    return weighted_sum(losses, config), named_by_layer(losses)
+
+
+def layer_predictions(
+    logits: torch.Tensor,
+    pred_boxes: torch.Tensor,
+    pred_points: torch.Tensor,
+    pred_objectness: torch.Tensor,
+    *,
+    num_groups: int = 1,
+) -> LayerPredictions:
+    """A model's outputs as the loss takes them; groups of queries become further layers, (D * G, B, N, ·)."""
+    tensors = (logits, pred_boxes, pred_points, pred_objectness.squeeze(-1))
+    return LayerPredictions(
+        *(each.float().unflatten(2, (num_groups, -1)).transpose(1, 2).flatten(0, 1) for each in tensors)
+    )
+
+
+def check_labels(labels: list[dict[str, torch.Tensor]], images: int) -> None:
+    """Raise a ValueError unless there is one dict of labels for each image."""
+    if len(labels) != images:
+        raise ValueError(f"`labels` has {len(labels)} entries for {images} images: one dict for each.")
+
+
+def weighted_sum(losses: dict[str, torch.Tensor], config: SapDetrConfig) -> torch.Tensor:
+    """The losses (D,) times their coefficients, added over losses and layers."""
     weights = {
         "loss_ce": config.class_loss_coefficient,
         "loss_bbox": config.bbox_loss_coefficient,
@@ -296,12 +348,14 @@ def sap_detr_loss(
         "loss_ce_obj": config.objectness_loss_coefficient,
         "loss_inner": config.inner_loss_coefficient,
     }
-    loss = torch.stack([weight * losses[name].sum() for name, weight in weights.items()]).sum()
-    last = logits.shape[0] - 1
-    loss_dict = {
-        name if layer == last else f"{name}_{layer}": value
+    return torch.stack([weight * losses[name].sum() for name, weight in weights.items()]).sum()
+
+
+def named_by_layer(losses: dict[str, torch.Tensor], suffix: str = "") -> dict[str, torch.Tensor]:
+    """The detached losses (D,) by name: those of the last layer without, all others with the layer's number."""
+    return {
+        f"{name}{suffix}" if layer == len(values) - 1 else f"{name}{suffix}_{layer}": value
         for name, values in losses.items()
         for layer, value in enumerate(values.detach().unbind())
-        if layer == last or name != "class_error"
+        if layer == len(values) - 1 or name != "class_error"
     }
-    return loss, loss_dict

@@ -8,6 +8,7 @@ left, top, right, bottom from a point to the sides of its box, in the same units
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,20 +23,25 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .attention import SapDetrAttentionBase, SapDetrSelfAttention
 from .backbone import SapDetrFrozenBatchNorm2d, build_backbone, fold_batch_norm, freeze_stages
-from .configuration_sap_detr import SapDetrConfig
+from .configuration_sap_detr import WITHOUT_TRAINING_QUERIES, SapDetrConfig
+from .denoising import DenoisingQueries, denoising_loss, denoising_queries
 from .feed_forward import SapDetrFeedForward, SapDetrMLP
 from .fused_convolution import fuse_convolutions
 from .initialization import apply_init_rule, initialised
-from .loss import sap_detr_loss
+from .loss import check_labels, normaliser, sap_detr_loss
 from .outputs import SapDetrDecoderOutput, SapDetrModelOutput, SapDetrObjectDetectionOutput
 from .positions import sine_embedding, spatial_position_embedding
+from .query_groups import SapDetrQueryGroups, attend_apart
 from .salient_points import (
     SapDetrQueryContent,
     SapDetrQuerySides,
     SapDetrReferencePoints,
     box_corners,
     boxes_from_sides,
+    from_cells,
+    in_cells,
     logit,
+    start_points,
 )
 
 # --- Positions -------------------------------------------------------------------------------------------------------
@@ -99,11 +105,18 @@ class SapDetrDecoderSelfAttention(SapDetrAttentionBase):
         self.v_proj = self.projection()
 
     def forward(
-        self, hidden_states: torch.Tensor, point_position: torch.Tensor, box_position: torch.Tensor, **kwargs
+        self,
+        hidden_states: torch.Tensor,
+        point_position: torch.Tensor,
+        box_position: torch.Tensor,
+        denoising_mask: torch.Tensor | None = None,
+        **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         query = self.q_content_proj(hidden_states) + self.q_point_proj(point_position) + self.q_box_proj(box_position)
         key = self.k_content_proj(hidden_states) + self.k_point_proj(point_position) + self.k_box_proj(box_position)
         value = self.v_proj(hidden_states)  # all (B, N, d)
+        if hidden_states.shape[1] > self.config.num_queries:
+            return attend_apart(self, (query, key, value), self.config.num_queries, denoising_mask, **kwargs)
         return self.attend(self.split_heads(query), self.split_heads(key), self.split_heads(value), **kwargs)
 
 
@@ -249,10 +262,11 @@ class SapDetrDecoderLayer(GradientCheckpointingLayer):
         extent: torch.Tensor,
         valid: torch.Tensor | None,
         map_size: tuple[int, int],
+        denoising_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         """(B, N, d) -> (B, N, d), for queries at `points` (B, N, 2) with box `sides` (B, N, 4)."""
-        attended, _ = self.self_attn(hidden_states, point_position, box_position, **kwargs)
+        attended, _ = self.self_attn(hidden_states, point_position, box_position, denoising_mask, **kwargs)
         hidden_states = self.self_attn_layer_norm(hidden_states + self.dropout(attended))
         attended, _ = self.cross_attn(
             hidden_states,
@@ -286,28 +300,43 @@ class SapDetrPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = False  # transformers' interface has no place for an additive bias there
     _supports_attention_backend = True
     _supports_flash_attn = False  # no additive bias there
+    # What training alone uses: a model loaded with other groups, or without denoising, does not need it.
+    _keys_to_ignore_on_load_unexpected = [r"query_groups\.", r"denoising_class_embedding\."]
 
     @classmethod
-    def from_pretrained(cls, *args, **kwargs):
-        """As in transformers, which loads every tensor as trainable: what the configuration freezes is frozen again."""
-        loaded = super().from_pretrained(*args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded  # a tuple with `output_loading_info=True`
+    def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
+        """As in transformers, which loads every tensor as trainable: what the configuration freezes is frozen again.
+
+        Groups of queries that the saved model does not have start close to its own queries.
+        """
+        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        model, loading = loaded
+        if any("query_groups.sides" in str(key) for key in (*loading["missing_keys"], *loading["mismatched_keys"])):
+            model.base_model.query_groups.start_near(model.base_model.query_sides)
         if model.config.inference_only:
             model._settle_for_inference()
         for module in model.modules():
             if isinstance(module, SapDetrReferencePoints):
                 module.weight.requires_grad_(False)
-        if hasattr(model.base_model, "backbone"):
-            freeze_stages(model.base_model.backbone, model.config.frozen_backbone_stages)
-        return loaded
+            if isinstance(module, SapDetrModel):
+                freeze_stages(module.backbone, module.config.frozen_backbone_stages)
+        return (model, loading) if output_loading_info else model
+
+    def drop_training_queries(self):
+        """Remove, in place, what only training uses: further groups of queries and denoising."""
+        self.config.update(WITHOUT_TRAINING_QUERIES)
+        self.base_model.query_groups = None
+        if isinstance(self, SapDetrForObjectDetection):
+            self.denoising_class_embedding = None
 
     @torch.no_grad()
     def optimize_for_inference(self) -> "SapDetrPreTrainedModel":
         """Make the model faster, in place, and unable to train: the same outputs up to rounding (1e-5).
 
-        BatchNorm becomes part of the backbone's convolutions, their weights lie channels last, and what the first
-        decoder layer computes from parameters alone is computed once. On a CPU, under `torch.no_grad()`, ReLU and the
-        shortcut's sum become part of the convolutions of transformers' ResNet. Can be saved and loaded.
+        BatchNorm becomes part of the backbone's convolutions, their weights lie channels last, what only training uses
+        is removed, and what the first decoder layer computes from parameters alone is computed once. On a CPU, under
+        `torch.no_grad()`, ReLU and the shortcut's sum become part of the convolutions of transformers' ResNet. Can be
+        saved and loaded.
 
         Returns:
             The model itself, in evaluation mode.
@@ -327,6 +356,7 @@ class SapDetrPreTrainedModel(PreTrainedModel):
                 "convolution before it: use the model without `optimize_for_inference`."
             )
         fuse_convolutions(backbone)
+        self.drop_training_queries()
         self.config.inference_only = True
         self._settle_for_inference()
         return self.eval()
@@ -444,13 +474,14 @@ class SapDetrDecoder(SapDetrPreTrainedModel):
     ) -> torch.Tensor:
         """(B, N, d), (B, N, 2) -> (B, N, 2) float32 in [0, 1], inside the query's cell, by the point head of a layer.
 
-        `corners` (N, 2) are the fixed reference points, the cells' upper left corners.
+        `corners` (N, 2) or (B, N, 2) are the fixed reference points, the cells' upper left corners.
         """
-        rows, columns = self.config.query_grid
         head = self.point_heads[min(layer, len(self.point_heads) - 1)]
-        # The released code does not divide the offset by the cell's size before the logit.
-        step = (head(hidden_states).float() + logit(points - corners)).sigmoid()  # (B, N, 2) in cells
-        return corners + torch.stack([step[..., 0] / columns, step[..., 1] / rows], dim=-1)
+        place = points - corners  # the released code does not divide it by the cell's size
+        if self.config.point_update == "exact":
+            place = in_cells(place, self.config.query_grid)
+        place = (head(hidden_states).float() + logit(place)).sigmoid()  # (B, N, 2) in cells
+        return corners + from_cells(place, self.config.query_grid)
 
     def embed_positions(
         self, layer: int, hidden_states: torch.Tensor, points: torch.Tensor, sides: torch.Tensor
@@ -483,20 +514,22 @@ class SapDetrDecoder(SapDetrPreTrainedModel):
         extent: torch.Tensor,
         valid: torch.Tensor | None,
         map_size: tuple[int, int],
+        denoising_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SapDetrDecoderOutput:
         """Decode the queries.
 
         Args:
             inputs_embeds: (B, N, d) initial content.
-            reference_points: (N, 2) x, y.
+            reference_points: (N, 2) or (B, N, 2) x, y, the upper left corners of the queries' cells.
             box_sides: (B, N, 4) left, top, right, bottom.
             encoder_hidden_states: (B, L, d).
             spatial_position_embeddings: (B or 1, L, d).
             extent, valid, map_size: see [`SapDetrSideDirectedGaussian`].
+            denoising_mask: (B, 1, S, S), added to the self-attention's logits of the last S queries, which denoise.
         """
         hidden_states, sides = inputs_embeds, box_sides
-        points = reference_points.expand(hidden_states.shape[0], -1, -1)
+        points = start_points(reference_points, self.config).expand(hidden_states.shape[0], -1, -1)
         normed_states, entered_points, entered_sides = [], [points], [sides]
         for index, layer in enumerate(self.layers):
             points, sides = (points, sides) if index == 0 else (points.detach(), sides.detach())
@@ -511,14 +544,15 @@ class SapDetrDecoder(SapDetrPreTrainedModel):
                 extent,
                 valid,
                 map_size,
+                denoising_mask,
                 **kwargs,
             )
             normed_states.append(self.layer_norm(hidden_states))
             if index + 1 < len(self.layers):
-                # Layer i + 1's heads refine the point that entered layer i: the released code records the old point.
-                entered_points.append(points)
-                points = self.refine_points(index, hidden_states, points, reference_points)
+                old_points, points = points, self.refine_points(index, hidden_states, points, reference_points)
                 sides = self.refine_sides(index, hidden_states, sides)
+                # The released code records the old point: layer i + 1's heads refine the one that entered layer i.
+                entered_points.append(old_points if self.config.head_points == "previous" else points)
                 entered_sides.append(sides)
         return SapDetrDecoderOutput(
             last_hidden_state=normed_states[-1],
@@ -539,6 +573,7 @@ class SapDetrModel(SapDetrPreTrainedModel):
         self.query_content = SapDetrQueryContent(config) if config.sample_query_content else None
         self.query_points = SapDetrReferencePoints(config)
         self.query_sides = SapDetrQuerySides(config.num_queries, 4)
+        self.query_groups = SapDetrQueryGroups(config) if config.num_groups > 1 else None
         self.decoder = SapDetrDecoder(config)
         self.post_init()
 
@@ -552,7 +587,7 @@ class SapDetrModel(SapDetrPreTrainedModel):
 
     def keep_start_positions(self):
         """Compute once what the first decoder layer embeds of the reference points and the first box sides."""
-        points = self.query_points()[None]  # (1, N, 2)
+        points = start_points(self.query_points(), self.config)[None]  # (1, N, 2)
         sides = self.query_sides()[None]  # (1, N, 4)
         content = self.query_sides.weight.new_zeros(*points.shape[:2], self.config.d_model)
         self.decoder.start_positions = None
@@ -583,11 +618,34 @@ class SapDetrModel(SapDetrPreTrainedModel):
             return self.query_content(encoded_map, points, None)
         return self.query_content(encoded_map, points * region.share, region.mask)
 
+    def query_corners(self, denoising: DenoisingQueries | None = None) -> torch.Tensor:
+        """Corners of the cells of all queries, (N, 2); in training of all groups, and then of the denoising queries."""
+        corners = self.query_points()
+        if self.training and self.query_groups is not None:
+            corners = corners.repeat(self.config.num_groups, 1)
+        if denoising is not None:
+            corners = torch.cat([corners.expand(len(denoising.corners), -1, -1), denoising.corners], dim=1)
+        return corners
+
+    def start_queries(
+        self, content: torch.Tensor, denoising: DenoisingQueries | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Content and sides of all queries, (B, N, d) and (B, N, 4), from the first group's content (B, N, d)."""
+        sides = self.query_sides()
+        if self.training and self.query_groups is not None:
+            content, sides = self.query_groups(content, sides)
+        sides = sides.expand(content.shape[0], -1, -1)
+        if denoising is not None:
+            content = torch.cat([content, denoising.content.to(content.dtype)], dim=1)
+            sides = torch.cat([sides, denoising.sides], dim=1)
+        return content, sides
+
     @can_return_tuple
     def forward(
         self,
         pixel_values: torch.Tensor,
         pixel_mask: torch.Tensor | None = None,
+        denoising: DenoisingQueries | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SapDetrModelOutput:
         """Encode images and decode the queries.
@@ -595,6 +653,7 @@ class SapDetrModel(SapDetrPreTrainedModel):
         Args:
             pixel_values: (B, 3, height, width), normalised.
             pixel_mask: (B, height, width), 1 = image, 0 = padding; `None` when there is no padding.
+            denoising: further queries of a training step.
         """
         if pixel_values.device.type == "cpu":  # a quarter of the backbone's time there
             pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
@@ -614,16 +673,18 @@ class SapDetrModel(SapDetrPreTrainedModel):
             **kwargs,
         )
         encoded = encoder_outputs.last_hidden_state  # (B, L, d)
-        points = self.query_points()
+        points = start_points(self.query_points(), self.config)
+        content, sides = self.start_queries(self.start_content(encoded, points, region, map_size), denoising)
         decoder_outputs = self.decoder(
-            self.start_content(encoded, points, region, map_size),
-            points,
-            self.query_sides().expand(encoded.shape[0], -1, -1),
+            content,
+            self.query_corners(denoising),
+            sides,
             encoder_hidden_states=encoded,
             spatial_position_embeddings=positions,
             extent=region.extent,
             valid=region.mask,
             map_size=map_size,
+            denoising_mask=None if denoising is None else denoising.attention_mask(content.dtype),
             **kwargs,
         )
         return SapDetrModelOutput(
@@ -653,12 +714,17 @@ class SapDetrForObjectDetection(SapDetrPreTrainedModel):
             for _ in range(min(config.decoder_layers, 2))
         )
         self.objectness_head = initialised(nn.Linear(d_model, 1), "prior")
+        self.denoising_class_embedding: nn.Embedding | None = None
+        if config.denoising_pairs:
+            self.denoising_class_embedding = nn.Embedding(config.num_labels, d_model)
         self.loss_function = sap_detr_loss
         self.post_init()
 
-    def predict(self, outputs: SapDetrModelOutput, first: int) -> dict[str, torch.Tensor]:
+    def predict(
+        self, outputs: SapDetrModelOutput, first: int, denoising: DenoisingQueries | None = None
+    ) -> dict[str, torch.Tensor]:
         """Predictions of the decoder layers from `first` on, (layers, B, N, ·), named as in the model's output."""
-        decoder, corners = self.model.decoder, self.model.query_points()
+        decoder, corners = self.model.decoder, self.model.query_corners(denoising)
         states = outputs.intermediate_hidden_states  # (D, B, N, d)
         entered_sides, entered_points = outputs.intermediate_box_sides, outputs.intermediate_reference_points
         layers = range(first, len(states))
@@ -681,6 +747,7 @@ class SapDetrForObjectDetection(SapDetrPreTrainedModel):
         pixel_mask: torch.Tensor | None = None,
         labels: list[dict[str, torch.Tensor]] | None = None,
         num_boxes: torch.Tensor | float | None = None,
+        denoising_noise: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SapDetrObjectDetectionOutput:
         """Detect objects.
@@ -691,23 +758,58 @@ class SapDetrForObjectDetection(SapDetrPreTrainedModel):
             labels: one dict per image with `class_labels` (n,) int64 and `boxes` (n, 4) float, center x, center y,
                 width, height in [0, 1] of the valid image; gives `loss`.
             num_boxes: normaliser of the loss, see `sap_detr_loss`.
+            denoising_noise: (batch, 2, denoising_pairs, 17), uniform in [0, 1), instead of drawing it; for training.
 
         Raises:
             ValueError: labels that cannot be learned from; the message names the image.
         """
-        outputs = self.model(pixel_values, pixel_mask, **kwargs)
+        denoising = None
+        if labels is not None:
+            check_labels(labels, pixel_values.shape[0])
+            if self.training and self.denoising_class_embedding is not None:
+                denoising = denoising_queries(labels, self.denoising_class_embedding, self.config, denoising_noise)
+        outputs = self.model(pixel_values, pixel_mask, denoising=denoising, **kwargs)
         depth = self.config.decoder_layers
         wants_auxiliary = labels is not None and self.config.auxiliary_loss
-        predictions = self.predict(outputs, 0 if wants_auxiliary else depth - 1)
+        predictions = self.predict(outputs, 0 if wants_auxiliary else depth - 1, denoising)
         loss, loss_dict, auxiliary_outputs = None, None, None
         if labels is not None:
-            loss, loss_dict = self.loss_function(labels=labels, config=self.config, num_boxes=num_boxes, **predictions)
+            loss, loss_dict = self.total_loss(predictions, labels, num_boxes, denoising)
+        if predictions["logits"].shape[2] > self.config.num_queries:  # the first group is the model
+            predictions = {name: value[:, :, : self.config.num_queries] for name, value in predictions.items()}
+            outputs.keep_queries(self.config.num_queries)
         if wants_auxiliary:
             auxiliary_outputs = [{name: value[i] for name, value in predictions.items()} for i in range(depth - 1)]
         last = {name: value[-1] for name, value in predictions.items()}
         return SapDetrObjectDetectionOutput(
             loss=loss, loss_dict=loss_dict, auxiliary_outputs=auxiliary_outputs, **last, **outputs
         )
+
+    def total_loss(
+        self,
+        predictions: dict[str, torch.Tensor],
+        labels: list[dict[str, torch.Tensor]],
+        num_boxes: torch.Tensor | float | None,
+        denoising: DenoisingQueries | None,
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The loss of all groups of queries and of the denoising queries behind them, see `sap_detr_loss`."""
+        if num_boxes is None:
+            num_boxes = normaliser(labels, predictions["logits"].device)
+        noisy = 0 if denoising is None else denoising.content.shape[1]
+        matched = predictions["logits"].shape[2] - noisy
+        loss, loss_dict = self.loss_function(
+            labels=labels,
+            config=self.config,
+            num_boxes=num_boxes,
+            num_groups=matched // self.config.num_queries,
+            **{name: value[:, :, :matched] for name, value in predictions.items()},
+        )
+        if denoising is not None:
+            noisy_loss, noisy_dict = denoising_loss(
+                {name: value[:, :, matched:] for name, value in predictions.items()}, denoising, num_boxes, self.config
+            )
+            loss, loss_dict = loss + noisy_loss, loss_dict | noisy_dict
+        return loss, loss_dict
 
 
 __all__ = ["SapDetrForObjectDetection", "SapDetrModel", "SapDetrPreTrainedModel"]

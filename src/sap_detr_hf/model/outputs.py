@@ -6,6 +6,10 @@ from dataclasses import dataclass
 import torch
 from transformers.utils import ModelOutput
 
+QUERIES_FIELDS = (
+    "last_hidden_state", "intermediate_hidden_states", "intermediate_reference_points", "intermediate_box_sides"
+)  # fmt: skip
+
 
 @dataclass
 class SapDetrDecoderOutput(ModelOutput):
@@ -48,6 +52,11 @@ class SapDetrModelOutput(ModelOutput):
     encoder_last_hidden_state: torch.FloatTensor | None = None
     encoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
     encoder_attentions: tuple[torch.FloatTensor, ...] | None = None
+
+    def keep_queries(self, number: int):
+        """Keep the first queries only; `decoder_hidden_states` and attentions stay complete."""
+        for name in QUERIES_FIELDS:
+            self[name] = self[name][..., :number, :]
 
 
 @dataclass

@@ -1,6 +1,8 @@
 # Copyright 2026 The sap_detr_hf authors. Licensed under the Apache License, Version 2.0.
 """Salient points: each query's fixed reference point, the box around a point, and the content found at the points."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from transformers import initialization as init
@@ -23,6 +25,32 @@ def grid_logits(rows: int, columns: int) -> torch.Tensor:
     y = torch.arange(rows, dtype=torch.float32) / rows
     x = torch.arange(columns, dtype=torch.float32) / columns
     return logit(torch.stack([x.repeat(rows), y.repeat_interleave(columns)], dim=-1))
+
+
+def from_cells(place: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
+    """x, y in cells of a grid of (rows, columns) -> x, y in [0, 1] of the image, (..., 2) both."""
+    rows, columns = grid
+    return torch.stack([place[..., 0] / columns, place[..., 1] / rows], dim=-1)
+
+
+def in_cells(offset: torch.Tensor, grid: Sequence[int]) -> torch.Tensor:
+    """The inverse of [`from_cells`]."""
+    rows, columns = grid
+    return torch.stack([offset[..., 0] * columns, offset[..., 1] * rows], dim=-1)
+
+
+def start_points(corners: torch.Tensor, config: SapDetrConfig) -> torch.Tensor:
+    """Where queries start in the cells with these upper left corners, (..., 2) both."""
+    if config.point_start == "corner":
+        return corners
+    return corners + from_cells(torch.full_like(corners, 0.5), config.query_grid)
+
+
+def cell_corners(points: torch.Tensor, config: SapDetrConfig) -> torch.Tensor:
+    """Upper left corners of the cells in which queries start at these points, (..., 2) both."""
+    if config.point_start == "corner":
+        return points
+    return points - from_cells(torch.full_like(points, 0.5), config.query_grid)
 
 
 def box_corners(points: torch.Tensor, sides: torch.Tensor) -> torch.Tensor:

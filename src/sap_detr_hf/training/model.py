@@ -58,8 +58,12 @@ def freeze_unreached(model: PreTrainedModel):
     device = model.device
     label = {"class_labels": torch.zeros(1, dtype=torch.long, device=device)}
     label["boxes"] = torch.full((1, 4), 0.5, device=device)
-    with evaluation_mode(model):  # BatchNorm statistics and random states stay as they are
-        model(pixel_values=torch.zeros(1, 3, 128, 128, device=device), labels=[label]).loss.backward()
+    devices = [device] if device.type == "cuda" else []
+    with evaluation_mode(model), torch.random.fork_rng(devices):  # statistics and random states stay as they are
+        for training in (False, True):  # in training, chance may skip a layer, and others come in
+            for module in model.modules():
+                module.training = training and not isinstance(module, nn.modules.batchnorm._BatchNorm)
+            model(pixel_values=torch.zeros(1, 3, 128, 128, device=device), labels=[label]).loss.backward()
     for parameter in model.parameters():
         if parameter.grad is None:
             parameter.requires_grad_(False)

@@ -120,7 +120,8 @@ def memory_gib(device: torch.device) -> float:
 def _short(values: dict[str, float]) -> str:
     names = {
         "loss": "loss", "loss_ce": "class", "loss_bbox": "box", "loss_giou": "giou", "loss_ce_obj": "obj",
-        "loss_inner": "inner", "learning_rate": "rate", "gradient_norm": "grad", "images_per_second": "images/s",
+        "loss_inner": "inner", "loss_ce_dn": "class dn", "loss_bbox_dn": "box dn", "loss_giou_dn": "giou dn",
+        "learning_rate": "rate", "gradient_norm": "grad", "images_per_second": "images/s",
         "memory_gib": "GiB",
     }  # fmt: skip
     return "  ".join(f"{short} {values[name]:.3g}" for name, short in names.items() if name in values)

@@ -32,7 +32,10 @@ class TrainingSettings:
     # Model: either `model` (fine-tuning) or `variant` (from scratch)
     model: Annotated[str | None, "model directory or Hub id to fine-tune"] = None
     ignore_mismatched_sizes: Annotated[bool, "give `model` a new class head when the data has other classes"] = False
-    variant: Annotated[str | None, "published model to train from scratch: r50, r50-dc5, r101 or r101-dc5"] = None
+    variant: Annotated[
+        str | None,
+        "model to train from scratch: r50, r50-dc5, r101, r101-dc5, r50-group, r50-dc5-group, r50-dn or r50-plus",
+    ] = None
     model_overrides: Annotated[dict[str, Any], "SapDetrConfig fields to change, for instance {dropout: 0.1}"] = field(
         default_factory=dict
     )
