@@ -10,8 +10,8 @@ from sap_detr_hf.model.deformable_attention import (
     SapDinoDetrSideDirectedSampling,
     SapDinoDetrTokenAttention,
     sample_on_cpu,
-    token_pyramid,
 )
+from sap_detr_hf.model.token_pyramid import token_pyramid
 
 SHAPES = [(6, 8), (3, 4), (2, 2), (1, 1)]
 HEADS, POINTS, WIDTH = 2, 3, 32

@@ -231,18 +231,12 @@ class SapDetrConfig(DetectorConfigMixin, PreTrainedConfig):
                 "center to the corner of its cell. Set both, or neither."
             )
 
-    def validate_training_queries(self):
-        """Groups and denoising queries are possible."""
+    def validate_groups(self):
+        """There is a group."""
         if self.num_groups < 1:
             raise ValueError(
                 f"`num_groups` = {self.num_groups} must be at least 1: the first group is the model itself."
             )
-        for name in ("denoising_pairs", "denoising_box_noise", "denoising_loss_coefficient"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"`{name}` = {getattr(self, name)} must be 0 or more.")
-        for name in ("denoising_label_noise", "denoising_point_noise", "denoising_outside_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"`{name}` = {getattr(self, name)} must lie between 0 and 1.")
 
     def validate_widths(self):
         """Sine pairs and normalisation groups fit in the width."""

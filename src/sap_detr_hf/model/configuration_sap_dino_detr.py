@@ -66,6 +66,9 @@ class SapDinoDetrConfig(DetectorConfigMixin, PreTrainedConfig):
         class_loss_coefficient, objectness_loss_coefficient, bbox_loss_coefficient, giou_loss_coefficient,
         inner_loss_coefficient (`float`, defaults to 1, 1, 5, 2, 2): Loss coefficients.
         focal_alpha, focal_gamma (`float`, defaults to 0.25 and 2): Of the focal loss and the matching's class cost.
+        denoising_pairs, denoising_label_noise, denoising_point_noise, denoising_box_noise, denoising_outside_share,
+        denoising_loss_coefficient (`int` and `float`, defaults to 100, 0.25, 1, 1, 0.5, 1):
+            Denoising queries in training, see [`SapDetrConfig`]; 0 pairs train without them.
         inference_only (`bool`, defaults to `False`): See [`SapDetrConfig`].
         category_ids (`list[int]`, *optional*): See [`SapDetrConfig`].
 
@@ -148,6 +151,12 @@ class SapDinoDetrConfig(DetectorConfigMixin, PreTrainedConfig):
     inner_loss_coefficient: float | int = 2.0
     focal_alpha: float | int = 0.25
     focal_gamma: float | int = 2.0
+    denoising_pairs: int = 100
+    denoising_label_noise: float | int = 0.25
+    denoising_point_noise: float | int = 1.0
+    denoising_box_noise: float | int = 1.0
+    denoising_outside_share: float | int = 0.5
+    denoising_loss_coefficient: float | int = 1.0
     inference_only: bool = False
     category_ids: list[int] | None = None
     is_encoder_decoder: bool = True

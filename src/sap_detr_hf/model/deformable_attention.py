@@ -6,7 +6,7 @@ points of a head on a level. Coordinates are x, y in [0, 1] of the valid image, 
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,62 +15,9 @@ from transformers.models.deformable_detr.modeling_deformable_detr import MultiSc
 from transformers.utils import is_tracing
 
 from .initialization import initialised
+from .token_pyramid import TokenPyramid
 
 QUERIES_AT_ONCE = 1024  # of the CPU's sampling: what is computed of so many stays in the processor's cache
-
-
-class TokenPyramid(NamedTuple):
-    """The tokens of all levels, level by level and row by row, and where they lie.
-
-    Attributes:
-        shapes: height and width of each level, as plain numbers.
-        sizes: (L, 2) float32, width and height of each level.
-        starts: (L,) int64, the first token of each level.
-        ratios: (B or 1, L, 2) share of valid columns and rows of each level.
-        valid: (B, S) bool, `None` when all tokens are.
-        corners, cells: (B or 1, S, 2) upper left corner and size of each token's cell.
-        levels: (S,) int64, the level of each token.
-    """
-
-    shapes: list[tuple[int, int]]
-    sizes: torch.Tensor
-    starts: torch.Tensor
-    ratios: torch.Tensor
-    valid: torch.Tensor | None
-    corners: torch.Tensor
-    cells: torch.Tensor
-    levels: torch.Tensor
-
-
-def token_pyramid(maps: list[torch.Tensor], masks: list[torch.Tensor] | None) -> TokenPyramid:
-    """Where the tokens of maps (B, d, h, w) lie; `masks` (B, 1, h, w) bool hold the valid ones, `None` for all."""
-    example = maps[0].new_empty((), dtype=torch.float32)
-    shapes = [(tokens.shape[-2], tokens.shape[-1]) for tokens in maps]
-    # From numbers to a tensor of the device, without a transfer, and so that a traced graph follows the sizes.
-    sizes = torch.stack([example.new_full((), n) for height, width in shapes for n in (width, height)]).view(-1, 2)
-    if masks is None:
-        counts = sizes[None]
-    else:
-        counts = torch.stack([torch.cat([m.any(2).sum(-1), m.any(3).sum(-1)], dim=-1) for m in masks], dim=1).float()
-    corners, cells, levels = [], [], []
-    for level, (height, width) in enumerate(shapes):
-        column, row = (torch.arange(n, device=example.device, dtype=torch.float32) for n in (width, height))
-        place = torch.stack([column.repeat(height), row.repeat_interleave(width)], dim=-1)  # (h * w, 2)
-        cell = 1 / counts[:, level, None]  # (B or 1, 1, 2)
-        corners.append(place * cell)
-        cells.append(cell.expand_as(corners[-1]))
-        levels.append(torch.full_like(place[:, 0], level, dtype=torch.long))
-    areas = sizes.prod(-1)
-    return TokenPyramid(
-        shapes=shapes,
-        sizes=sizes,
-        starts=(areas.cumsum(0) - areas).long(),
-        ratios=counts / sizes,
-        valid=None if masks is None else torch.cat([mask.flatten(1) for mask in masks], dim=1),
-        corners=torch.cat(corners, dim=1),
-        cells=torch.cat(cells, dim=1),
-        levels=torch.cat(levels),
-    )
 
 
 class SapDinoDetrSamplingOffsets(nn.Linear):

@@ -74,11 +74,20 @@ class DetectorConfigMixin:
                 "set both to the same number."
             )
 
+    def validate_denoising(self):
+        """Denoising queries are possible."""
+        for name in ("denoising_pairs", "denoising_box_noise", "denoising_loss_coefficient"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` = {getattr(self, name)} must be 0 or more.")
+        for name in ("denoising_label_noise", "denoising_point_noise", "denoising_outside_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"`{name}` = {getattr(self, name)} must lie between 0 and 1.")
+
     def validate_category_ids(self):
         """One category id for each class."""
         if self.category_ids is None:
             return
-        classes: int = self.num_labels  # type: ignore[attr-defined]
+        classes = self.num_labels
         if len(self.category_ids) != classes or len(set(self.category_ids)) != len(self.category_ids):
             raise ValueError(
                 f"`category_ids` must hold one distinct id for each of the {classes} classes in `id2label`, "

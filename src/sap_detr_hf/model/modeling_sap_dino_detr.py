@@ -10,8 +10,6 @@ A query's point stays in a cell, that of the token it was selected at: point = c
 in (0, 1). Layers refine places and sides.
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -24,59 +22,19 @@ from transformers.utils.output_capturing import capture_outputs
 from .attention import SapDetrSelfAttention
 from .backbone import build_backbone
 from .configuration_sap_dino_detr import SapDinoDetrConfig
-from .deformable_attention import (
-    SapDinoDetrSideDirectedSampling,
-    SapDinoDetrTokenAttention,
-    TokenPyramid,
-    token_pyramid,
-)
+from .deformable_attention import SapDinoDetrSideDirectedSampling, SapDinoDetrTokenAttention
+from .denoising import DenoisingQueries, denoising_loss, denoising_queries
 from .feed_forward import SapDetrFeedForward, SapDetrMLP
 from .initialization import initialised
-from .loss import sap_detr_loss
-from .modeling_sap_detr import SapDetrPreTrainedModel
+from .loss import check_labels, normaliser, sap_detr_loss
 from .outputs import SapDinoDetrDecoderOutput, SapDinoDetrModelOutput, SapDinoDetrObjectDetectionOutput
 from .positions import sine_embedding, spatial_position_embedding
-from .salient_points import SapDetrQueryContent, box_corners, boxes_from_sides, logit
+from .pretrained_model import SapDetrPreTrainedModel
+from .query_selection import SapDinoDetrSelection, with_denoising
+from .salient_points import box_corners, boxes_from_sides, logit
+from .token_pyramid import SapDinoDetrPyramidProjection, TokenPyramid, token_pyramid
 
-NORM_GROUPS = 32
 UNUSED_LOGIT = -50.0  # of a query without a token: neither a detection nor a loss
-
-
-class SapDinoDetrPyramidProjection(nn.Module):
-    """The backbone's feature maps, and further ones of half the size, as maps of tokens."""
-
-    def __init__(self, config: SapDinoDetrConfig, channels: list[int]):
-        super().__init__()
-        d_model, further = config.d_model, config.num_feature_levels - len(channels)
-        convolutions = [nn.Conv2d(width, d_model, kernel_size=1) for width in channels]
-        for width in [channels[-1], *[d_model] * further][:further]:
-            convolutions.append(nn.Conv2d(width, d_model, kernel_size=3, stride=2, padding=1))
-        self.convolutions = nn.ModuleList(initialised(layer, "xavier_zero_bias") for layer in convolutions)
-        self.norms = nn.ModuleList(nn.GroupNorm(NORM_GROUPS, d_model) for _ in convolutions)
-
-    def forward(
-        self, feature_maps: list[torch.Tensor], pixel_mask: torch.Tensor | None
-    ) -> tuple[list[torch.Tensor], list[torch.Tensor] | None]:
-        """(B, ·, h, w) of the backbone -> (B, d, h, w) of each level, and its valid tokens (B, 1, h, w) bool."""
-        maps: list[torch.Tensor] = []
-        masks: list[torch.Tensor] = []
-        for level, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
-            is_further = level >= len(feature_maps)
-            source = maps[-1] if level > len(feature_maps) else feature_maps[min(level, len(feature_maps) - 1)]
-            if pixel_mask is None:
-                maps.append(norm(convolution(source)))
-                continue
-            # Zeros outside, as a convolution sees at an image's border
-            projected = convolution(source * masks[-1] if is_further else source)
-            masks.append(valid_tokens(pixel_mask, projected.shape[-2:]))
-            maps.append(SapDetrQueryContent.norm_valid(norm, projected, masks[-1]))
-        return maps, masks or None
-
-
-def valid_tokens(pixel_mask: torch.Tensor, size: torch.Size) -> torch.Tensor:
-    """(B, height, width), 1 = image -> (B, 1, h, w) bool, by nearest interpolation."""
-    padding = (pixel_mask == 0)[:, None].float()
-    return nn.functional.interpolate(padding, size=size) == 0
 
 
 # --- Encoder ---------------------------------------------------------------------------------------------------------
@@ -106,78 +64,6 @@ class SapDinoDetrEncoderLayer(GradientCheckpointingLayer):
         return self.ffn(hidden_states)
 
 
-# --- Selection of salient points -------------------------------------------------------------------------------------
-
-
-class SelectedQueries(NamedTuple):
-    """The queries selected among the tokens.
-
-    Attributes:
-        corners, cells: (B, N, 2) of their tokens.
-        places: (B, N, 2) of the points in their cells.
-        sides: (B, N, 4).
-        levels: (B, N) int64.
-        valid: (B, N) bool, `None` when all are.
-        logits, objectness: (B, N, K) and (B, N, 1).
-    """
-
-    corners: torch.Tensor
-    cells: torch.Tensor
-    places: torch.Tensor
-    sides: torch.Tensor
-    levels: torch.Tensor
-    valid: torch.Tensor | None
-    logits: torch.Tensor
-    objectness: torch.Tensor
-
-
-class SapDinoDetrSelection(nn.Module):
-    """The tokens with the best class score become queries: a token's cell is its query's, its box is the start."""
-
-    def __init__(self, config: SapDinoDetrConfig):
-        super().__init__()
-        self.config = config
-        d_model = config.d_model
-        self.projection = initialised(nn.Linear(d_model, d_model), "xavier")
-        self.layer_norm = nn.LayerNorm(d_model)
-        self.class_head = initialised(nn.Linear(d_model, config.num_labels), "prior")
-        self.objectness_head = initialised(nn.Linear(d_model, 1), "prior")
-        self.side_head = SapDetrMLP([d_model] * 3 + [4], last_rule="zero")
-        self.point_head = SapDetrMLP([d_model] * 3 + [2], last_rule="zero")
-
-    @torch.no_grad()
-    def best_tokens(self, tokens: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
-        """(B, S, d) -> (B, N) int64, the best first; N is at most S."""
-        with torch.autocast(tokens.device.type, enabled=False):  # too many scores would be equal in half precision
-            described = self.layer_norm(self.projection(tokens.to(self.projection.weight.dtype)))
-            scores = self.class_head(described).amax(-1).float()
-        if valid is not None:
-            scores = scores.masked_fill(~valid, torch.finfo(scores.dtype).min)
-        return scores.topk(torch.sym_min(self.config.num_queries, scores.shape[1]), dim=1).indices
-
-    def forward(self, tokens: torch.Tensor, pyramid: TokenPyramid) -> SelectedQueries:
-        """Select among the encoder's tokens (B, S, d); only the selected ones carry gradient."""
-        index = self.best_tokens(tokens, pyramid.valid)
-
-        def at_index(values: torch.Tensor) -> torch.Tensor:
-            values = values.expand(index.shape[0], -1, -1)
-            return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))
-
-        described = self.layer_norm(self.projection(at_index(tokens)))  # (B, N, d)
-        levels = pyramid.levels[index]
-        prior = self.config.prior_side * 2.0 ** levels[..., None].float()  # (B, N, 1)
-        return SelectedQueries(
-            corners=at_index(pyramid.corners),
-            cells=at_index(pyramid.cells),
-            places=self.point_head(described).float().sigmoid(),
-            sides=(self.side_head(described).float() + logit(prior)).sigmoid(),
-            levels=levels,
-            valid=None if pyramid.valid is None else pyramid.valid.gather(1, index),
-            logits=self.class_head(described),
-            objectness=self.objectness_head(described),
-        )
-
-
 # --- Decoder ---------------------------------------------------------------------------------------------------------
 
 
@@ -203,10 +89,11 @@ class SapDinoDetrDecoderLayer(GradientCheckpointingLayer):
         encoder_hidden_states: torch.Tensor,
         pyramid: TokenPyramid,
         attention_mask: torch.Tensor | None,
+        denoising_mask: torch.Tensor | None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         """(B, N, d) -> (B, N, d), for queries at `points` (B, N, 2) with box `sides` (B, N, 4)."""
-        attended, _ = self.self_attn(hidden_states, query_positions, attention_mask, **kwargs)
+        attended, _ = self.self_attn(hidden_states, query_positions, attention_mask, denoising_mask, **kwargs)
         hidden_states = self.self_attn_layer_norm(hidden_states + self.dropout(attended))
         attended, _ = self.cross_attn(
             hidden_states + query_positions, encoder_hidden_states, pyramid, points=points, sides=sides
@@ -297,6 +184,7 @@ class SapDinoDetrDecoder(SapDinoDetrPreTrainedModel):
         encoder_hidden_states: torch.Tensor,
         pyramid: TokenPyramid,
         attention_mask: torch.Tensor | None = None,
+        denoising_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SapDinoDetrDecoderOutput:
         """Decode the queries.
@@ -307,7 +195,8 @@ class SapDinoDetrDecoder(SapDinoDetrPreTrainedModel):
             sides: (B, N, 4) left, top, right, bottom.
             encoder_hidden_states: (B, S, d).
             pyramid: where these tokens lie.
-            attention_mask: (B, N) bool, False for queries that others must not see; `None` for all.
+            attention_mask: (B, N - P) bool, False for queries that others must not see; `None` for all.
+            denoising_mask: (B, 1, P, P), added to the self-attention's logits of the last P queries, which denoise.
         """
         hidden_states, additive_mask = inputs_embeds, None
         if attention_mask is not None:
@@ -326,6 +215,7 @@ class SapDinoDetrDecoder(SapDinoDetrPreTrainedModel):
                 encoder_hidden_states,
                 pyramid,
                 additive_mask,
+                denoising_mask,
                 **kwargs,
             )
             normed_states.append(self.layer_norm(hidden_states))
@@ -365,9 +255,6 @@ class SapDinoDetrModel(SapDinoDetrPreTrainedModel):
         """Replace the projection of the finest feature map to tokens."""
         self.input_projection.convolutions[0] = value
 
-    def keep_start_positions(self):
-        """Nothing: where this model's queries start depends on the image."""
-
     def embed_tokens(self, maps: list[torch.Tensor], masks: list[torch.Tensor] | None) -> torch.Tensor:
         """Position embeddings (B or 1, S, d) of the tokens of maps (B, d, h, w), with their level's own."""
         config, embeddings = self.config, []
@@ -384,6 +271,7 @@ class SapDinoDetrModel(SapDinoDetrPreTrainedModel):
         self,
         pixel_values: torch.Tensor,
         pixel_mask: torch.Tensor | None = None,
+        denoising: DenoisingQueries | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SapDinoDetrModelOutput:
         """Encode images, select queries and decode them.
@@ -391,6 +279,7 @@ class SapDinoDetrModel(SapDinoDetrPreTrainedModel):
         Args:
             pixel_values: (B, 3, height, width), normalised.
             pixel_mask: (B, height, width), 1 = image, 0 = padding; `None` when there is no padding.
+            denoising: further queries of a training step, behind the selected ones.
         """
         if pixel_values.device.type == "cpu":  # a quarter of the backbone's time there
             pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
@@ -403,20 +292,24 @@ class SapDinoDetrModel(SapDinoDetrPreTrainedModel):
             **kwargs,
         )
         encoded = encoder_outputs.last_hidden_state  # (B, S, d)
-        queries = self.selection(encoded, pyramid)
-        content = self.query_content.weight[: queries.corners.shape[1]].to(encoded.dtype)
+        queries, logits, objectness = self.selection(encoded, pyramid)
+        points = queries.corners + queries.cells * queries.places
+        content = self.query_content.weight[: points.shape[1]].to(encoded.dtype).expand(len(points), -1, -1)
+        if denoising is not None:
+            content = torch.cat([content, denoising.content.to(content.dtype)], dim=1)
+        start = with_denoising(queries, denoising, pyramid)
         decoder_outputs = self.decoder(
-            content.expand(encoded.shape[0], -1, -1),
-            corners=queries.corners,
-            cells=queries.cells,
-            places=queries.places.detach(),
-            sides=queries.sides.detach(),
+            content,
+            corners=start.corners,
+            cells=start.cells,
+            places=start.places,
+            sides=start.sides,
             encoder_hidden_states=encoded,
             pyramid=pyramid,
             attention_mask=queries.valid,
+            denoising_mask=None if denoising is None else denoising.attention_mask(encoded.dtype),
             **kwargs,
         )
-        points = queries.corners + queries.cells * queries.places
         return SapDinoDetrModelOutput(
             last_hidden_state=decoder_outputs.last_hidden_state,
             intermediate_hidden_states=decoder_outputs.intermediate_hidden_states,
@@ -429,12 +322,12 @@ class SapDinoDetrModel(SapDinoDetrPreTrainedModel):
             encoder_hidden_states=encoder_outputs.hidden_states,
             encoder_attentions=encoder_outputs.attentions,
             intermediate_cell_places=decoder_outputs.intermediate_cell_places,
-            query_corners=queries.corners,
-            query_cells=queries.cells,
-            query_levels=queries.levels,
-            query_valid=queries.valid,
-            encoder_logits=without_unused(queries.logits, queries.valid),
-            encoder_objectness=without_unused(queries.objectness, queries.valid),
+            query_corners=start.corners,
+            query_cells=start.cells,
+            query_levels=start.levels,
+            query_valid=start.valid,
+            encoder_logits=without_unused(logits, queries.valid),
+            encoder_objectness=without_unused(objectness, queries.valid),
             encoder_pred_boxes=boxes_from_sides(points, queries.sides),
             encoder_pred_points=points,
         )
@@ -453,6 +346,9 @@ class SapDinoDetrForObjectDetection(SapDinoDetrPreTrainedModel):
         self.model = SapDinoDetrModel(config)
         self.class_head = initialised(nn.Linear(config.d_model, config.num_labels), "prior")
         self.objectness_head = initialised(nn.Linear(config.d_model, 1), "prior")
+        self.denoising_class_embedding: nn.Embedding | None = None
+        if config.denoising_pairs:
+            self.denoising_class_embedding = nn.Embedding(config.num_labels, config.d_model)
         self.loss_function = sap_detr_loss
         self.post_init()
 
@@ -478,6 +374,7 @@ class SapDinoDetrForObjectDetection(SapDinoDetrPreTrainedModel):
         pixel_mask: torch.Tensor | None = None,
         labels: list[dict[str, torch.Tensor]] | None = None,
         num_boxes: torch.Tensor | float | None = None,
+        denoising_noise: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SapDinoDetrObjectDetectionOutput:
         """Detect objects; arguments as [`SapDetrForObjectDetection`]'s.
@@ -487,13 +384,21 @@ class SapDinoDetrForObjectDetection(SapDinoDetrPreTrainedModel):
         Raises:
             ValueError: labels that cannot be learned from; the message names the image.
         """
-        outputs = self.model(pixel_values, pixel_mask, **kwargs)
-        depth = self.config.decoder_layers
+        denoising = None
+        if labels is not None:
+            check_labels(labels, pixel_values.shape[0])
+            if self.training and self.denoising_class_embedding is not None:
+                denoising = denoising_queries(labels, self.denoising_class_embedding, self.config, denoising_noise)
+        outputs = self.model(pixel_values, pixel_mask, denoising=denoising, **kwargs)
+        depth, matched = self.config.decoder_layers, outputs.encoder_logits.shape[1]
         wants_auxiliary = labels is not None and self.config.auxiliary_loss
         predictions = self.predict(outputs, 0 if wants_auxiliary else depth - 1)
         loss, loss_dict, auxiliary_outputs = None, None, None
         if labels is not None:
-            loss, loss_dict = self.loss_with_selection(outputs, predictions, labels, num_boxes)
+            loss, loss_dict = self.total_loss(outputs, predictions, labels, num_boxes, denoising)
+        if denoising is not None:
+            predictions = {name: value[:, :, :matched] for name, value in predictions.items()}
+            outputs.keep_queries(matched)
         if wants_auxiliary:
             auxiliary_outputs = [{name: value[i] for name, value in predictions.items()} for i in range(depth - 1)]
         last = {name: value[-1] for name, value in predictions.items()}
@@ -501,23 +406,33 @@ class SapDinoDetrForObjectDetection(SapDinoDetrPreTrainedModel):
             loss=loss, loss_dict=loss_dict, auxiliary_outputs=auxiliary_outputs, **last, **outputs
         )
 
-    def loss_with_selection(
+    def total_loss(
         self,
         outputs: SapDinoDetrModelOutput,
         predictions: dict[str, torch.Tensor],
         labels: list[dict[str, torch.Tensor]],
         num_boxes: torch.Tensor | float | None,
+        denoising: DenoisingQueries | None,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The loss over the decoder's layers and, as one more before them, over the selected tokens."""
+        """The loss over the selected tokens and, as further layers, over the decoder's; then of the denoising."""
+        if num_boxes is None:
+            num_boxes = normaliser(labels, predictions["logits"].device)
         selected = {
             "logits": outputs.encoder_logits,
             "pred_boxes": outputs.encoder_pred_boxes,
             "pred_points": outputs.encoder_pred_points,
             "pred_objectness": outputs.encoder_objectness,
         }
-        layers = {name: torch.cat([selected[name][None], values]) for name, values in predictions.items()}
+        matched = selected["logits"].shape[1]
+        layers = {name: torch.cat([selected[name][None], v[:, :, :matched]]) for name, v in predictions.items()}
         loss, loss_dict = self.loss_function(labels=labels, config=self.config, num_boxes=num_boxes, **layers)
-        return loss, {named_without_selection(name): value for name, value in loss_dict.items()}
+        loss_dict = {named_without_selection(name): value for name, value in loss_dict.items()}
+        if denoising is not None:
+            noisy_loss, noisy_dict = denoising_loss(
+                {name: value[:, :, matched:] for name, value in predictions.items()}, denoising, num_boxes, self.config
+            )
+            loss, loss_dict = loss + noisy_loss, loss_dict | noisy_dict
+        return loss, loss_dict
 
 
 def named_without_selection(name: str) -> str:

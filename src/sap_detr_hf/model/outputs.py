@@ -129,6 +129,15 @@ class SapDinoDetrModelOutput(SapDetrModelOutput):
     encoder_pred_boxes: torch.FloatTensor | None = None
     encoder_pred_points: torch.FloatTensor | None = None
 
+    def keep_queries(self, number: int):
+        """As [`SapDetrModelOutput`]'s."""
+        super().keep_queries(number)
+        for name in ("intermediate_cell_places", "query_corners", "query_cells"):
+            self[name] = self[name][..., :number, :]
+        for name in ("query_levels", "query_valid"):
+            if self[name] is not None:
+                self[name] = self[name][:, :number]
+
 
 @dataclass
 class SapDinoDetrObjectDetectionOutput(SapDetrObjectDetectionOutput):
