@@ -15,7 +15,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..files import prepare_folder
-from ..model.modeling_sap_detr import SapDetrForObjectDetection
+from ..model.pretrained_model import SapDetrPreTrainedModel
 from ..weights.pretrained import AUTOCAST_DTYPES, check_device_and_dtype, load_pretrained
 from .results import FILES, PICTURES, PredictionResults
 from .salient_detection import SalientDetections, salient_detections
@@ -142,7 +142,7 @@ def predict(settings: PredictionSettings) -> PredictionSummary:
     return summary
 
 
-def load_detector(name: str, device: str = "auto") -> tuple[SapDetrForObjectDetection, Any]:
+def load_detector(name: str, device: str = "auto") -> tuple[SapDetrPreTrainedModel, Any]:
     """A saved SAP-DETR in float32, in evaluation mode, and its image processor.
 
     Args:
@@ -154,8 +154,8 @@ def load_detector(name: str, device: str = "auto") -> tuple[SapDetrForObjectDete
         ValueError: it is no complete SAP-DETR.
     """
     model, image_processor = load_pretrained(name)
-    if not isinstance(model, SapDetrForObjectDetection):
-        raise ValueError(f"{name} is a model of the type {model.config.model_type}, not sap_detr.")
+    if not isinstance(model, SapDetrPreTrainedModel):
+        raise ValueError(f"{name} is a model of the type {model.config.model_type}, not sap_detr or sap_dino_detr.")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device)  # type: ignore[arg-type]  # transformers' decorator hides the signature
@@ -168,7 +168,7 @@ class Predictor:
     Images of different size never share a batch: where none is padded for its neighbours, none depends on them.
     """
 
-    def __init__(self, model: SapDetrForObjectDetection, image_processor: Any, settings: PredictionSettings):
+    def __init__(self, model: SapDetrPreTrainedModel, image_processor: Any, settings: PredictionSettings):
         self.model = model
         self.image_processor = image_processor
         self.settings = settings

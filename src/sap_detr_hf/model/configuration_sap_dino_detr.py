@@ -101,7 +101,7 @@ class SapDinoDetrConfig(DetectorConfigMixin, PreTrainedConfig):
         "query_corners",
         "query_cells",
         "query_levels",
-        "query_valid",
+        "query_mask",
         "encoder_logits",
         "encoder_objectness",
         "encoder_pred_boxes",

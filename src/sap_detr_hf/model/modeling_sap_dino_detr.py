@@ -255,7 +255,7 @@ class SapDinoDetrModel(SapDinoDetrPreTrainedModel):
         """Replace the projection of the finest feature map to tokens."""
         self.input_projection.convolutions[0] = value
 
-    def embed_tokens(self, maps: list[torch.Tensor], masks: list[torch.Tensor] | None) -> torch.Tensor:
+    def token_positions(self, maps: list[torch.Tensor], masks: list[torch.Tensor] | None) -> torch.Tensor:
         """Position embeddings (B or 1, S, d) of the tokens of maps (B, d, h, w), with their level's own."""
         config, embeddings = self.config, []
         for level, tokens in enumerate(maps):
@@ -287,7 +287,7 @@ class SapDinoDetrModel(SapDinoDetrPreTrainedModel):
         pyramid = token_pyramid(maps, masks)
         encoder_outputs = self.encoder(
             torch.cat([tokens.flatten(2).transpose(1, 2) for tokens in maps], dim=1),
-            position_embeddings=self.embed_tokens(maps, masks),
+            position_embeddings=self.token_positions(maps, masks),
             pyramid=pyramid,
             **kwargs,
         )
@@ -325,7 +325,7 @@ class SapDinoDetrModel(SapDinoDetrPreTrainedModel):
             query_corners=start.corners,
             query_cells=start.cells,
             query_levels=start.levels,
-            query_valid=start.valid,
+            query_mask=None if start.valid is None else start.valid.long(),
             encoder_logits=without_unused(logits, queries.valid),
             encoder_objectness=without_unused(objectness, queries.valid),
             encoder_pred_boxes=boxes_from_sides(points, queries.sides),
@@ -360,11 +360,12 @@ class SapDinoDetrForObjectDetection(SapDinoDetrPreTrainedModel):
         refined = [self.model.decoder.refine(i, states[i], *(values[i] for values in entered)) for i in layers]
         places, sides = (torch.stack(values) for values in zip(*refined, strict=True))
         points = outputs.query_corners + outputs.query_cells * places
+        valid = None if outputs.query_mask is None else outputs.query_mask > 0
         return {
-            "logits": without_unused(self.class_head(states[first:]), outputs.query_valid),
+            "logits": without_unused(self.class_head(states[first:]), valid),
             "pred_boxes": boxes_from_sides(points, sides),
             "pred_points": points,
-            "pred_objectness": without_unused(self.objectness_head(states[first:]), outputs.query_valid),
+            "pred_objectness": without_unused(self.objectness_head(states[first:]), valid),
         }
 
     @can_return_tuple

@@ -112,9 +112,9 @@ class SapDinoDetrModelOutput(SapDetrModelOutput):
         query_corners, query_cells (`torch.FloatTensor` of shape `(batch, queries, 2)`):
             Upper left corner and size of each query's cell: the token it was selected at.
         query_levels (`torch.LongTensor` of shape `(batch, queries)`): The level of that token, 0 = finest.
-        query_valid (`torch.BoolTensor` of shape `(batch, queries)`):
-            False for a query without a token, where an image of a padded batch has fewer tokens than queries; absent
-            without a `pixel_mask`.
+        query_mask (`torch.LongTensor` of shape `(batch, queries)`):
+            0 for a query without a token, where an image of a padded batch has fewer tokens than queries, else 1;
+            absent without a `pixel_mask`.
         encoder_logits, encoder_objectness, encoder_pred_boxes, encoder_pred_points:
             What the encoder's own heads predict of the selected tokens, as in [`SapDetrObjectDetectionOutput`].
     """
@@ -123,7 +123,7 @@ class SapDinoDetrModelOutput(SapDetrModelOutput):
     query_corners: torch.FloatTensor | None = None
     query_cells: torch.FloatTensor | None = None
     query_levels: torch.LongTensor | None = None
-    query_valid: torch.BoolTensor | None = None
+    query_mask: torch.LongTensor | None = None
     encoder_logits: torch.FloatTensor | None = None
     encoder_objectness: torch.FloatTensor | None = None
     encoder_pred_boxes: torch.FloatTensor | None = None
@@ -134,7 +134,7 @@ class SapDinoDetrModelOutput(SapDetrModelOutput):
         super().keep_queries(number)
         for name in ("intermediate_cell_places", "query_corners", "query_cells"):
             self[name] = self[name][..., :number, :]
-        for name in ("query_levels", "query_valid"):
+        for name in ("query_levels", "query_mask"):
             if self[name] is not None:
                 self[name] = self[name][:, :number]
 
@@ -147,7 +147,7 @@ class SapDinoDetrObjectDetectionOutput(SapDetrObjectDetectionOutput):
     query_corners: torch.FloatTensor | None = None
     query_cells: torch.FloatTensor | None = None
     query_levels: torch.LongTensor | None = None
-    query_valid: torch.BoolTensor | None = None
+    query_mask: torch.LongTensor | None = None
     encoder_logits: torch.FloatTensor | None = None
     encoder_objectness: torch.FloatTensor | None = None
     encoder_pred_boxes: torch.FloatTensor | None = None

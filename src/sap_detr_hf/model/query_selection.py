@@ -110,9 +110,5 @@ def with_denoising(queries: StartQueries, denoising: DenoisingQueries | None, py
         levels=levels,
         valid=None if queries.valid is None else torch.ones_like(levels, dtype=torch.bool),
     )
-    return StartQueries(
-        *(
-            None if ours is None else torch.cat([ours, theirs], dim=1)
-            for ours, theirs in zip(queries, added, strict=True)
-        )
-    )
+    both = zip(queries, added, strict=True)
+    return StartQueries(*(None if ours is None else torch.cat([ours, theirs], dim=1) for ours, theirs in both))

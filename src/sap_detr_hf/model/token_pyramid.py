@@ -53,7 +53,8 @@ def token_pyramid(maps: list[torch.Tensor], masks: list[torch.Tensor] | None) ->
     corners, cells, levels = [], [], []
     for level, (height, width) in enumerate(shapes):
         column, row = (torch.arange(n, device=example.device, dtype=torch.float32) for n in (width, height))
-        place = torch.stack([column.repeat(height), row.repeat_interleave(width)], dim=-1)  # (h * w, 2)
+        place = torch.stack([column.expand(height, -1), row[:, None].expand(-1, width)], dim=-1)  # (h, w, 2)
+        place = place.flatten(0, 1)
         cell = 1 / counts[:, level, None]  # (B or 1, 1, 2)
         corners.append(place * cell)
         cells.append(cell.expand_as(corners[-1]))
