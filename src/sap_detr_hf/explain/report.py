@@ -9,7 +9,7 @@ from ..files import prepare_folder
 from ..inference.predict import load_detector
 from ..inference.sources import InputImages
 from ..weights.pretrained import check_device_and_dtype
-from .explanation import Explanation, MatchingExplanation, explain_detection, explain_matching
+from .explanation import Explanation, MatchingExplanation, check_explainable, explain_detection, explain_matching
 from .figures import (
     draw_attention,
     draw_explanation,
@@ -60,7 +60,9 @@ def explain_image(settings: ExplanationSettings) -> Explanation:
     Raises:
         OSError, ValueError: a model, image, annotation file or folder that cannot be used, no such detection.
     """
+    model: Any
     model, image_processor = load_detector(settings.model, settings.device)
+    check_explainable(model)
     image = next(iter(InputImages([settings.image]))).load()
     matching = None
     if settings.annotations is not None:

@@ -108,7 +108,8 @@ def attend_apart(
     denoising = 0 if denoising_mask is None else denoising_mask.shape[-1]
     matched = projected[0].shape[1] - denoising
     groups = (each[:, :matched].unflatten(1, (-1, num_queries)).flatten(0, 1) for each in projected)  # (B * G, N, d)
-    attended, weights = attention.attend(*map(attention.split_heads, groups), attention_mask=attention_mask, **kwargs)
+    query, key, value = map(attention.split_heads, groups)
+    attended, weights = attention.attend(query, key, value, attention_mask, **kwargs)
     attended = attended.unflatten(0, (len(projected[0]), -1)).flatten(1, 2)
     if denoising_mask is not None:
         query, key, value = (attention.split_heads(each[:, matched:]) for each in projected)
@@ -140,4 +141,5 @@ class SapDetrSelfAttention(SapDetrAttentionBase):
         if denoising_mask is not None:
             num_queries = hidden_states.shape[1] - denoising_mask.shape[-1]
             return attend_apart(self, projected, num_queries, denoising_mask, attention_mask, **kwargs)
-        return self.attend(*map(self.split_heads, projected), attention_mask=attention_mask, **kwargs)
+        query, key, value = map(self.split_heads, projected)
+        return self.attend(query, key, value, attention_mask, **kwargs)

@@ -72,20 +72,17 @@ class SapDinoDetrDeformableAttention(nn.Module):
         value = self.value_proj(value_states)
         if pyramid.valid is not None:
             value = value.masked_fill(~pyramid.valid[..., None], 0.0)
-        # Half precision would move a point by up to half a token, and no kernel samples in it as exactly.
-        with torch.autocast(value.device.type, enabled=False):
-            value = value.float().unflatten(-1, (heads, -1))  # (B, S, H, d / H)
+        # All in float32, under autocast too: half precision would move a point by up to half a token.
+        value = value.float().unflatten(-1, (heads, -1))  # (B, S, H, d / H)
         offsets = self.sampling_offsets(hidden_states).float().unflatten(-1, (*self.layout, 2))
         weights = self.attention_weights(hidden_states).float().unflatten(-1, (heads, -1)).softmax(-1)
         weights = weights.unflatten(-1, self.layout[1:])  # (B, N, H, L, M)
-        with torch.autocast(value.device.type, enabled=False):
-            locations = self.locations(offsets, pyramid, **places)
-            if value.device.type == "cpu" and not torch.is_grad_enabled() and not is_tracing(value):
-                output = sample_on_cpu(value, pyramid.shapes, locations, weights)
-            else:
-                output = self.sampling(
-                    value, pyramid.sizes.flip(-1).long(), pyramid.shapes, pyramid.starts, locations, weights, 64
-                )
+        locations = self.locations(offsets, pyramid, **places)
+        if value.device.type == "cpu" and not torch.is_grad_enabled() and not is_tracing(value):
+            output = sample_on_cpu(value, pyramid.shapes, locations, weights)
+        else:
+            shapes = pyramid.sizes.flip(-1).long()
+            output = self.sampling(value, shapes, pyramid.shapes, pyramid.starts, locations, weights, 64)
         return self.output_proj(output.to(hidden_states.dtype)), weights
 
 

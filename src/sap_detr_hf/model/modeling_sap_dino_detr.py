@@ -294,7 +294,8 @@ class SapDinoDetrModel(SapDinoDetrPreTrainedModel):
         encoded = encoder_outputs.last_hidden_state  # (B, S, d)
         queries, logits, objectness = self.selection(encoded, pyramid)
         points = queries.corners + queries.cells * queries.places
-        content = self.query_content.weight[: points.shape[1]].to(encoded.dtype).expand(len(points), -1, -1)
+        content = self.query_content(torch.arange(points.shape[1], device=points.device)).to(encoded.dtype)
+        content = content.expand(len(points), -1, -1)
         if denoising is not None:
             content = torch.cat([content, denoising.content.to(content.dtype)], dim=1)
         start = with_denoising(queries, denoising, pyramid)

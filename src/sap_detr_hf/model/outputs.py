@@ -135,7 +135,7 @@ class SapDinoDetrModelOutput(SapDetrModelOutput):
         for name in ("intermediate_cell_places", "query_corners", "query_cells"):
             self[name] = self[name][..., :number, :]
         for name in ("query_levels", "query_mask"):
-            if self[name] is not None:
+            if name in self:  # it holds no None
                 self[name] = self[name][:, :number]
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from transformers.utils.generic import maybe_autocast
 
 from .configuration_sap_dino_detr import SapDinoDetrConfig
 from .denoising import DenoisingQueries
@@ -17,6 +18,8 @@ from .feed_forward import SapDetrMLP
 from .initialization import initialised
 from .salient_points import logit
 from .token_pyramid import TokenPyramid
+
+OUTSIDE = 2.0  # where queries without a token lie: in no box, and beyond all tokens
 
 
 class StartQueries(NamedTuple):
@@ -55,7 +58,7 @@ class SapDinoDetrSelection(nn.Module):
     @torch.no_grad()
     def best_tokens(self, tokens: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
         """(B, S, d) -> (B, N) int64, the best first; N is at most S."""
-        with torch.autocast(tokens.device.type, enabled=False):  # too many scores would be equal in half precision
+        with maybe_autocast(tokens.device.type, enabled=False):  # too many scores would be equal in half precision
             described = self.layer_norm(self.projection(tokens.to(self.projection.weight.dtype)))
             scores = self.class_head(described).amax(-1).float()
         if valid is not None:
@@ -83,9 +86,23 @@ class SapDinoDetrSelection(nn.Module):
             places=self.point_head(described).float().sigmoid(),
             sides=(self.side_head(described).float() + logit(prior)).sigmoid(),
             levels=levels,
-            valid=None if pyramid.valid is None else pyramid.valid.gather(1, index),
+            valid=None,
         )
+        if pyramid.valid is not None:
+            queries = without_padding(queries, pyramid.valid.gather(1, index))
         return queries, self.class_head(described), self.objectness_head(described)
+
+
+def without_padding(queries: StartQueries, valid: torch.Tensor) -> StartQueries:
+    """Make queries all alike that were selected in the padding, for want of tokens; `valid` (B, N) are the others."""
+    unused = ~valid[..., None]
+    return queries._replace(
+        corners=queries.corners.masked_fill(unused, OUTSIDE),
+        cells=queries.cells.masked_fill(unused, 0.0),
+        sides=queries.sides.masked_fill(unused, 0.0),
+        levels=queries.levels.masked_fill(~valid, 0),
+        valid=valid,
+    )
 
 
 def with_denoising(queries: StartQueries, denoising: DenoisingQueries | None, pyramid: TokenPyramid) -> StartQueries:

@@ -10,10 +10,9 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from ..data.dataset import DetectionData, check_categories
 from ..evaluation_mode import evaluation_mode
-from ..model.configuration_sap_detr import SapDetrConfig
 from ..model.image_processing_sap_detr import SapDetrImageProcessor
-from ..model.modeling_sap_detr import SapDetrForObjectDetection
 from ..weights.pretrained import readable_model
+from ..weights.variants import config_of_variant
 from .optimization import freeze_parameters
 from .settings import TrainingSettings
 
@@ -27,8 +26,8 @@ def build_model(settings: TrainingSettings, data: DetectionData) -> PreTrainedMo
     """
     if settings.variant:
         classes = {"id2label": data.id2label, "category_ids": data.category_ids}
-        config = SapDetrConfig.from_variant(settings.variant, **{**classes, **settings.model_overrides})
-        model: PreTrainedModel = SapDetrForObjectDetection(config)
+        config = config_of_variant(settings.variant, **{**classes, **settings.model_overrides})
+        model: PreTrainedModel = AutoModelForObjectDetection.from_config(config)
     else:
         model = _model_to_fine_tune(settings, data)
     if settings.backbone_weights:
