@@ -171,6 +171,23 @@ def test_cpu_sampling_equals_grid_sample_far_outside_too():
 
 @torch.no_grad()
 def test_cpu_sampling_passes_on_what_is_not_a_number():
-    value, weights = torch.randn(1, 65, HEADS, WIDTH // HEADS), torch.rand(1, 1, HEADS, len(SHAPES), POINTS)
-    locations = torch.full((1, 1, HEADS, len(SHAPES), POINTS, 2), torch.nan)
+    value, weights = torch.randn(1, 65, 1, WIDTH), torch.rand(1, 1, 1, len(SHAPES), POINTS)
+    locations = torch.full((1, 1, 1, len(SHAPES), POINTS, 2), torch.nan)
     assert sample_on_cpu(value, SHAPES, locations, weights).isnan().all()
+
+
+def test_locations_are_exact_under_autocast():
+    """A half-precision coordinate would be off by a third of a token here."""
+    attention, pyramid = (
+        SapDinoDetrTokenAttention(WIDTH, HEADS, 1, POINTS),
+        token_pyramid([torch.zeros(1, WIDTH, 1, 160)], None),
+    )
+    seen = []
+    attention.sampling.register_forward_pre_hook(lambda _, arguments: seen.append(arguments))
+    tokens = torch.randn(1, 160, WIDTH)
+    attention(tokens, tokens, pyramid)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        attention(tokens, tokens, pyramid)
+    (_, _, _, _, exact, _, _), (value, _, _, _, found, weights, _) = seen
+    torch.testing.assert_close(found, exact, rtol=0, atol=1e-6)
+    assert value.dtype == weights.dtype == torch.float32

@@ -57,8 +57,11 @@ def test_fresh_model_predicts_the_priors_around_token_centers_in_every_layer():
 
 @torch.no_grad()
 def test_points_stay_in_their_tokens_cells():
-    model = tiny_dino(noise=1.0)
+    model, entered = tiny_dino(noise=1.0), []
+    for layer in model.model.decoder.layers:
+        layer.register_forward_pre_hook(lambda _, arguments: entered.append(arguments[2]))
     got = model(*tiny_inputs(), labels=tiny_labels())
+    torch.testing.assert_close(torch.stack(entered), got.intermediate_reference_points)
     low, high = got.query_corners, got.query_corners + got.query_cells
     points = [got.pred_points, got.encoder_pred_points, *got.intermediate_reference_points]
     for found in (*points, *(layer["pred_points"] for layer in got.auxiliary_outputs)):
@@ -179,6 +182,8 @@ def test_who_learns_from_which_loss():
     for part in ("model.selection.side_head.", "model.selection.point_head.", "model.selection.class_head."):
         assert any(name.startswith(part) for name in selected), part
     assert any(name.startswith("model.encoder.layers.0.self_attn.sampling_offsets") for name in selected)
+    first = reached(model, got.auxiliary_outputs[0]["pred_boxes"].sum() + got.auxiliary_outputs[0]["pred_points"].sum())
+    assert not any(name.startswith("model.selection.") for name in first)
     # Layer 1's boxes train the heads of layer 0 too, and no later ones.
     second = got.auxiliary_outputs[1]
     learned = reached(model, second["pred_boxes"].sum() + second["pred_points"].sum())
