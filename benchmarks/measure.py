@@ -149,7 +149,7 @@ def matrix_product(dtype: str, device: str) -> Callable[[], Any]:
 
 def peak_memory(case: Case) -> float:
     """MiB that a call takes at its peak on top of what is loaded; call it in a fresh process."""
-    small = Case(**{**asdict(case), "height": 64, "width": 64})
+    small = Case(**{**asdict(case), "height": 256, "width": 256})  # enough tokens for 900 proposals
     TASKS[case.task](small)()  # what libraries allocate once
     action = TASKS[case.task](case)
     on_gpu = case.device != "cpu"

@@ -1,30 +1,45 @@
-"""The models that benchmarks compare: SAP-DETR in its forms, and transformers' DETR, Conditional DETR and DAB-DETR."""
+"""The models that benchmarks compare: SAP-DETR and SAP-DINO-DETR in their forms, and transformers' DETRs."""
 
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
+    AutoModelForObjectDetection,
     ConditionalDetrConfig,
     ConditionalDetrForObjectDetection,
     DabDetrConfig,
     DabDetrForObjectDetection,
+    DeformableDetrConfig,
+    DeformableDetrForObjectDetection,
     DetrConfig,
     DetrForObjectDetection,
     PreTrainedModel,
 )
 
-from sap_detr_hf.model.configuration_sap_detr import FURTHER_VARIANTS, PUBLISHED_VARIANTS, R50_BACKBONE, SapDetrConfig
-from sap_detr_hf.model.modeling_sap_detr import SapDetrForObjectDetection
+from sap_detr_hf import SapDetrForObjectDetection
+from sap_detr_hf.model.configuration_sap_detr import R50_BACKBONE
+from sap_detr_hf.model.configuration_sap_dino_detr import R50_PYRAMID
 from sap_detr_hf.training.model import allow_compilations
+from sap_detr_hf.weights.variants import VARIANTS, config_of_variant
 
 from .gaussian_forms import GAUSSIAN_FORMS, gaussian_form
 from .released_form import released_form
 
-PEERS: dict[str, tuple[Any, Any]] = {
-    "dab-detr-r50": (DabDetrConfig, DabDetrForObjectDetection),
-    "conditional-detr-r50": (ConditionalDetrConfig, ConditionalDetrForObjectDetection),
-    "detr-r50": (DetrConfig, DetrForObjectDetection),
+# Two-stage with box refinement, the pyramid of DINO and SAP-DINO-DETR
+DEFORMABLE = {
+    "backbone_config": R50_PYRAMID, "num_feature_levels": 4, "two_stage": True, "with_box_refine": True
+}  # fmt: skip
+# As large as SAP-DINO-DETR
+LARGE = {
+    "num_queries": 900, "two_stage_num_proposals": 900, "encoder_ffn_dim": 2048, "decoder_ffn_dim": 2048, "dropout": 0.0
+}  # fmt: skip
+PEERS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "dab-detr-r50": (DabDetrConfig, DabDetrForObjectDetection, {}),
+    "conditional-detr-r50": (ConditionalDetrConfig, ConditionalDetrForObjectDetection, {}),
+    "detr-r50": (DetrConfig, DetrForObjectDetection, {}),
+    "deformable-detr-r50": (DeformableDetrConfig, DeformableDetrForObjectDetection, {**DEFORMABLE, **LARGE}),
+    "deformable-detr-r50-small": (DeformableDetrConfig, DeformableDetrForObjectDetection, DEFORMABLE),
 }
 FORMS = {
     "": "as `from_pretrained` gives it",
@@ -34,7 +49,6 @@ FORMS = {
     "channels": "the Gaussian as further channels of queries and keys",
     "flex": "the Gaussian in flex attention",
 }
-VARIANTS = (*PUBLISHED_VARIANTS, *FURTHER_VARIANTS)
 MODELS = (*VARIANTS, *PEERS)
 
 
@@ -50,13 +64,21 @@ def build_model(name: str, **overrides) -> PreTrainedModel:
     """
     variant, _, form = name.partition(":")
     if variant in PEERS and not form:
-        config, model = PEERS[variant]
-        fields = {"backbone_config": R50_BACKBONE, "use_timm_backbone": False, "backbone": None, "num_labels": 91}
+        config, model, own = PEERS[variant]
+        fields = {
+            "backbone_config": R50_BACKBONE,
+            "use_timm_backbone": False,
+            "backbone": None,
+            "num_labels": 91,
+            **own,
+        }
         return model(config.from_dict({**fields, "auxiliary_loss": True, **overrides})).eval()
     if variant not in VARIANTS or form not in FORMS:
         forms = ", ".join(form for form in FORMS if form)
         raise ValueError(f"Unknown model {name!r}: choose of {', '.join(MODELS)}, SAP-DETR's with :{forms} if wanted.")
-    sap_detr = SapDetrForObjectDetection(SapDetrConfig.from_variant(variant, **overrides)).eval()
+    sap_detr = AutoModelForObjectDetection.from_config(config_of_variant(variant, **overrides)).eval()
+    if form in ("released", *GAUSSIAN_FORMS) and not isinstance(sap_detr, SapDetrForObjectDetection):
+        raise ValueError(f"{variant!r} has no Gaussian, and so no form {form!r}: choose another.")
     if form == "released":
         return released_form(sap_detr)
     if form in GAUSSIAN_FORMS:

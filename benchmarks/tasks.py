@@ -102,7 +102,7 @@ def loss_alone(case: Case) -> Callable[[], Any]:
     logits = (torch.randn(*shape, 91, device=case.device) - 4).requires_grad_()
     boxes = (0.3 + 0.3 * torch.rand(*shape, 4, device=case.device)).requires_grad_()
     labels = [{name: t.to(case.device) for name, t in label.items()} for label in box_labels(case.batch_size, 20)]
-    if not isinstance(model, sap_detr_hf.SapDetrForObjectDetection):
+    if not isinstance(model, sap_detr_hf.SapDetrPreTrainedModel):
         last = logits[-1], labels, case.device, boxes[-1], config
         return lambda: model.loss_function(*last, logits, boxes)[0].backward()
     points, objectness = torch.rand(*shape, 2, device=case.device), torch.randn(*shape, 1, device=case.device)

@@ -6,7 +6,8 @@ import pytest
 from transformers import AutoConfig
 
 from sap_detr_hf import SapDetrConfig
-from sap_detr_hf.model.configuration_sap_detr import PUBLISHED_VARIANTS, check_field_names
+from sap_detr_hf.model.configuration_sap_detr import PUBLISHED_VARIANTS
+from sap_detr_hf.model.detector_configuration import check_field_names
 
 
 @pytest.mark.parametrize(

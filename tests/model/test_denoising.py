@@ -10,7 +10,7 @@ from torch import nn
 from sap_detr_hf import SapDetrConfig, SapDetrForObjectDetection
 from sap_detr_hf.model.denoising import denoising_queries, draw_noise
 from sap_detr_hf.model.loss import iou_and_giou, pad_targets, points_outside
-from sap_detr_hf.model.salient_points import box_corners
+from sap_detr_hf.model.salient_points import box_corners, cell_corners
 from sap_detr_hf.training.model import compile_transformer
 
 PAIRS = 7
@@ -67,7 +67,8 @@ def test_without_noise_a_positive_is_its_object(point_start):
     torch.testing.assert_close(box_corners(points, sides), corners, rtol=0, atol=1e-6)
     assert torch.equal(queries.content[:, :, 0], queries.target_classes.repeat(1, 2).float())
     cell = torch.tensor([1 / 5, 1 / 4])
-    start = queries.corners + (cell / 2 if point_start == "center" else 0)
+    corners = cell_corners(queries.points, tiny_config(point_start=point_start, point_update="exact"))
+    start = corners + (cell / 2 if point_start == "center" else 0)
     torch.testing.assert_close(start, queries.points, rtol=0, atol=1e-6)
     assert targets.corners.shape == (2, 3, 4)
 

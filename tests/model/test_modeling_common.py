@@ -1,4 +1,4 @@
-"""Transformers' own tests of models and configurations, on both models.
+"""Transformers' own tests of models and configurations, on the models of both types.
 
 What they skip by themselves on a CPU: what needs accelerators, flash attention, DeepSpeed or the kernels library; what
 SAP-DETR does not have: a vocabulary, `inputs_embeds`, language heads, rotary positions, sliding windows, experts,
@@ -11,11 +11,19 @@ import sys
 import unittest
 
 import pytest
+from tiny_dino import tiny_dino_config
 from tiny_model import tiny_config, tiny_inputs, tiny_labels
 from torch import nn
 from transformers_common_tests import UNAVAILABLE, common_tests_path
 
-from sap_detr_hf import SapDetrConfig, SapDetrForObjectDetection, SapDetrModel
+from sap_detr_hf import (
+    SapDetrConfig,
+    SapDetrForObjectDetection,
+    SapDetrModel,
+    SapDinoDetrConfig,
+    SapDinoDetrForObjectDetection,
+    SapDinoDetrModel,
+)
 
 common_tests = common_tests_path()
 if common_tests is None:
@@ -60,7 +68,7 @@ class SapDetrModelTest(common.ModelTesterMixin, unittest.TestCase):
 
     def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
         inputs = super()._prepare_for_class(inputs_dict, model_class, return_labels=return_labels)
-        if return_labels and model_class is SapDetrForObjectDetection:
+        if return_labels and model_class in (SapDetrForObjectDetection, SapDinoDetrForObjectDetection):
             inputs["labels"] = tiny_labels()
         return inputs
 
@@ -86,6 +94,29 @@ class SapDetrModelTest(common.ModelTesterMixin, unittest.TestCase):
             assert model.get_output_embeddings() is None
 
 
+class SapDinoDetrModelTester(SapDetrModelTester):
+    """The same about the tiny SAP-DINO-DETR, whose deformable attention has weights (heads, levels, points)."""
+
+    def __init__(self):
+        super().__init__()
+        config = self.get_config()
+        self.encoder_seq_length, self.key_length = config.num_feature_levels, config.encoder_n_points
+
+    def get_config(self):
+        return tiny_dino_config(decoder_layers=2)
+
+
+class SapDinoDetrModelTest(SapDetrModelTest):
+    all_model_classes = (SapDinoDetrModel, SapDinoDetrForObjectDetection)
+
+    def setUp(self):
+        self.model_tester = SapDinoDetrModelTester()
+
+    def test_hidden_states_output(self):
+        self.model_tester.encoder_seq_length = 12 * 16 + 6 * 8 + 3 * 4 + 2 * 2  # tiny_inputs at strides 8 to 64
+        super().test_hidden_states_output()
+
+
 class SapDetrConfigTest(unittest.TestCase):
     def test_config(self):
         tester = configuration_common.ConfigTester(
@@ -95,6 +126,20 @@ class SapDetrConfigTest(unittest.TestCase):
             common_properties=["hidden_size", "num_attention_heads", "num_hidden_layers"],
             d_model=64,
             query_grid=[3, 4],
+            decoder_layers=3,
+        )
+        tester.run_common_tests()
+
+
+class SapDinoDetrConfigTest(unittest.TestCase):
+    def test_config(self):
+        tester = configuration_common.ConfigTester(
+            self,
+            config_class=SapDinoDetrConfig,
+            has_text_modality=False,
+            common_properties=["hidden_size", "num_attention_heads", "num_hidden_layers"],
+            d_model=64,
+            num_queries=30,
             decoder_layers=3,
         )
         tester.run_common_tests()

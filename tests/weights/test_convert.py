@@ -17,7 +17,7 @@ from transformers import AutoImageProcessor, AutoModelForObjectDetection
 from sap_detr_cli.options import options
 from sap_detr_cli.settings.convert_checkpoint import ConversionSettings
 from sap_detr_cli.settings.train import TrainingSettings
-from sap_detr_hf.model.configuration_sap_detr import FURTHER_VARIANTS, PUBLISHED_VARIANTS
+from sap_detr_hf.model.configuration_sap_detr import PUBLISHED_VARIANTS
 from sap_detr_hf.weights.convert import (
     ConversionError,
     config_of_checkpoint,
@@ -25,6 +25,7 @@ from sap_detr_hf.weights.convert import (
     convert_state_dict,
     read_checkpoint,
 )
+from sap_detr_hf.weights.variants import VARIANTS
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "convert_checkpoint.py"
 ARGS = json.loads((DIRECTORY / "args_resnet50.json").read_text())
@@ -65,7 +66,7 @@ def test_command_converts_and_verifies(checkpoint, tmp_path):
 
 
 def test_help_names_every_variant_and_loads_nothing_heavy():
-    variants = {ConversionSettings: PUBLISHED_VARIANTS, TrainingSettings: {**PUBLISHED_VARIANTS, **FURTHER_VARIANTS}}
+    variants = {ConversionSettings: PUBLISHED_VARIANTS, TrainingSettings: VARIANTS}
     for settings, names in variants.items():
         kinds = {option.name: option.kind for option in options(settings)}
         assert get_args(kinds["variant"]) == tuple(names)

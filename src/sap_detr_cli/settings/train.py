@@ -45,8 +45,20 @@ class TrainingSettings(Settings):
         str | None, "a dab-detr, detr or conditional_detr model, directory or Hub id, to take the weights of that fit"
     ] = None
     variant: Annotated[
-        Literal["r50", "r50-dc5", "r101", "r101-dc5", "r50-group", "r50-dc5-group", "r50-dn", "r50-plus"] | None,
-        "model to train from scratch: a published one, or with groups, denoising or both in training",
+        Literal[
+            "r50",
+            "r50-dc5",
+            "r101",
+            "r101-dc5",
+            "r50-group",
+            "r50-dc5-group",
+            "r50-dn",
+            "r50-plus",
+            "dino-r50",
+            "dino-small",
+        ]
+        | None,
+        "model to train from scratch: a published one, with groups or denoising in training, or on a feature pyramid",
     ] = None
     model_overrides: Annotated[dict[str, Any], "SapDetrConfig fields to change, for instance {dropout: 0.1}"] = field(
         default_factory=dict

@@ -96,6 +96,19 @@ class MatchingExplanation:
     cell_size: tuple[float, float]
 
 
+def check_explainable(model: Any) -> None:
+    """Raise a ValueError unless the model has what explanations draw: a grid of cells and the Gaussian."""
+    if not isinstance(model, SapDetrForObjectDetection):
+        kind = model.config.model_type
+        raise ValueError(
+            f"Explanations draw the grid and the Gaussian of a sap_detr model: a {kind} model has neither."
+        )
+    if not model.config.side_directed_gaussian:
+        raise ValueError(
+            "The model has no side-directed Gaussian (`side_directed_gaussian` is off), which an explanation shows."
+        )
+
+
 @torch.no_grad()
 def explain_detection(
     model: SapDetrForObjectDetection,
@@ -119,12 +132,9 @@ def explain_detection(
         layer: decoder layer of Gaussian and attention, negative from the last.
 
     Raises:
-        ValueError: there is no such detection, query or layer, and how many there are; or the model has no Gaussian.
+        ValueError: there is no such detection, query or layer; says how many there are. Or see [`check_explainable`].
     """
-    if not model.config.side_directed_gaussian:
-        raise ValueError(
-            "The model has no side-directed Gaussian (`side_directed_gaussian` is off), which an explanation shows."
-        )
+    check_explainable(model)
     depth = model.config.decoder_layers
     if not -depth <= layer < depth:
         raise ValueError(f"layer is {layer}, but the model has the decoder layers 0 to {depth - 1}.")
@@ -166,8 +176,10 @@ def explain_matching(
         classes: (T,) their class indices.
 
     Raises:
-        ValueError: more boxes than queries, a class that the model does not have, or a box without extent.
+        ValueError: more boxes than queries, a class that the model does not have, or a box without extent. Or see
+            [`check_explainable`].
     """
+    check_explainable(model)
     corners = torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4)
     scaled = corners / torch.from_numpy(_scale(image, 2)).float()
     centers: Any = corners_to_center_format(scaled)  # type: ignore[arg-type]  # transformers' own type of tensors

@@ -11,7 +11,7 @@ from ..data.findings import ERRORS, FILE_ERRORS, check_boxes, check_image_ids
 from ..files import prepare_folder
 from ..inference.sources import InputImages
 from ..weights.pretrained import check_device_and_dtype, load_detector
-from .explanation import Explanation, MatchingExplanation, explain_detection, explain_matching
+from .explanation import Explanation, MatchingExplanation, check_explainable, explain_detection, explain_matching
 from .figures import (
     draw_attention,
     draw_explanation,
@@ -40,7 +40,9 @@ def explain_image(settings: ExplanationSettings) -> Explanation:
         OSError, ValueError: a model, image, annotation file or folder that cannot be used, no such detection.
     """
     check_device_and_dtype(settings.device)
+    model: Any
     model, image_processor = load_detector(settings.model, settings.device)
+    check_explainable(model)
     image = next(iter(InputImages([settings.image]))).load()
     matching = None
     if settings.annotations is not None:

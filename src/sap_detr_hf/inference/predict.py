@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from sap_detr_cli.settings.predict import PredictionSettings
 
 from ..files import prepare_folder
-from ..model.modeling_sap_detr import SapDetrForObjectDetection
+from ..model.pretrained_model import SapDetrPreTrainedModel
 from ..weights.pretrained import AUTOCAST_DTYPES, check_device_and_dtype, load_detector
 from .detector import Detector, SalientDetections, plan_batches, prepare_image
 from .results import FILES, PICTURES, PredictionResults
@@ -111,7 +111,7 @@ class Predictor:
     Images of different size never share a batch: where none is padded for its neighbours, none depends on them.
     """
 
-    def __init__(self, model: SapDetrForObjectDetection, image_processor: Any, settings: PredictionSettings):
+    def __init__(self, model: SapDetrPreTrainedModel, image_processor: Any, settings: PredictionSettings):
         self.settings = settings
         self.detector = Detector(
             model,

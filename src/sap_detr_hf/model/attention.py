@@ -83,3 +83,63 @@ class SapDetrAttentionBase(nn.Module):
             **kwargs,
         )
         return self.out_proj(output[..., :width].flatten(2)), weights
+
+
+def attend_apart(
+    attention: SapDetrAttentionBase,
+    projected: tuple[torch.Tensor, ...],
+    num_queries: int,
+    denoising_mask: torch.Tensor | None,
+    attention_mask: torch.Tensor | None = None,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Self-attention of each group among itself, and of the denoising queries as their mask allows.
+
+    Args:
+        attention: has the heads and the output projection.
+        projected: queries, keys and values, (B, G * N + S, d) each.
+        num_queries: N.
+        denoising_mask: (B, 1, S, S), added to the logits; `None` without denoising queries.
+        attention_mask: added to the logits of the groups.
+
+    Returns:
+        (B, G * N + S, d), and the weights of the groups, (B * G, H, N, N), where the attention interface has them.
+    """
+    denoising = 0 if denoising_mask is None else denoising_mask.shape[-1]
+    matched = projected[0].shape[1] - denoising
+    groups = (each[:, :matched].unflatten(1, (-1, num_queries)).flatten(0, 1) for each in projected)  # (B * G, N, d)
+    query, key, value = map(attention.split_heads, groups)
+    attended, weights = attention.attend(query, key, value, attention_mask, **kwargs)
+    attended = attended.unflatten(0, (len(projected[0]), -1)).flatten(1, 2)
+    if denoising_mask is not None:
+        query, key, value = (attention.split_heads(each[:, matched:]) for each in projected)
+        noisy, _ = attention.attend(query, key, value, denoising_mask, **kwargs)
+        attended = torch.cat([attended, noisy], dim=1)
+    return attended, weights
+
+
+class SapDetrSelfAttention(SapDetrAttentionBase):
+    """Self-attention whose queries and keys are the states with positions added; the values are the states alone."""
+
+    def __init__(self, config: SapDetrConfig, num_heads: int):
+        super().__init__(config, num_heads, scaling=(config.d_model // num_heads) ** -0.5)
+        self.q_proj = self.projection("fused_xavier_zero_bias")
+        self.k_proj = self.projection("fused_xavier_zero_bias")
+        self.v_proj = self.projection("fused_xavier_zero_bias")
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        positions: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        denoising_mask: torch.Tensor | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(B, L, d) both; the masks are added to the logits, see [`attend_apart`]."""
+        placed = hidden_states + positions  # (B, L, d)
+        projected = self.q_proj(placed), self.k_proj(placed), self.v_proj(hidden_states)
+        if denoising_mask is not None:
+            num_queries = hidden_states.shape[1] - denoising_mask.shape[-1]
+            return attend_apart(self, projected, num_queries, denoising_mask, attention_mask, **kwargs)
+        query, key, value = map(self.split_heads, projected)
+        return self.attend(query, key, value, attention_mask, **kwargs)

@@ -1,26 +1,17 @@
 # Copyright 2026 The sap_detr_hf authors. Licensed under the Apache License, Version 2.0.
 """SAP-DETR model configuration (paper: SAP-DETR, CVPR 2023, arXiv 2211.02006)."""
 
-import dataclasses
-import difflib
 import math
-from collections.abc import Iterable
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.utils import logging
 
-from .coco_labels import COCO_ID2LABEL
-
-logger = logging.get_logger(__name__)
+from .detector_configuration import DetectorConfigMixin, resolve_backbone_config
 
 R50_BACKBONE = {"model_type": "resnet", "out_features": ["stage4"]}
 R101_BACKBONE = {**R50_BACKBONE, "depths": [3, 4, 23, 3]}
-
-SAVED_BESIDE = {"model_type", "auto_map", "quantization_config", "torch_dtype"}  # in config.json, but no fields
 
 PUBLISHED_VARIANTS: dict[str, dict[str, Any]] = {
     "r50": {"backbone_config": R50_BACKBONE, "dilation": False},
@@ -51,7 +42,7 @@ WITHOUT_TRAINING_QUERIES: dict[str, Any] = {"num_groups": 1, "group_content": Fa
 
 
 @strict
-class SapDetrConfig(PreTrainedConfig):
+class SapDetrConfig(DetectorConfigMixin, PreTrainedConfig):
     r"""
     Configuration of [`SapDetrModel`] and [`SapDetrForObjectDetection`]. The defaults are the published SAP-DETR-R50.
 
@@ -147,6 +138,7 @@ class SapDetrConfig(PreTrainedConfig):
     """
 
     model_type = "sap_detr"
+    variants = {**PUBLISHED_VARIANTS, **FURTHER_VARIANTS}
     sub_configs = {"backbone_config": AutoConfig}
     keys_to_ignore_at_inference = [
         "loss_dict",
@@ -216,53 +208,15 @@ class SapDetrConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
-        self.backbone_config = _resolve_backbone_config(self.backbone_config)
+        self.backbone_config = resolve_backbone_config(self.backbone_config, R50_BACKBONE)
         self.query_grid = _resolve_query_grid(self.query_grid, self.num_queries)
         if self.num_queries is None:
             self.num_queries = math.prod(self.query_grid)
         super().__post_init__(**kwargs)
 
     @classmethod
-    def from_variant(cls, name: str, **overrides) -> "SapDetrConfig":
-        """The configuration of a published model or of a further variant, with the 91 COCO class slots.
-
-        Args:
-            name: one of `"r50"`, `"r50-dc5"`, `"r101"`, `"r101-dc5"`, or of `"r50-group"`, `"r50-dc5-group"`,
-                `"r50-dn"`, `"r50-plus"`.
-            overrides: fields to change.
-
-        Raises:
-            ValueError: no such variant, or an override that is no field.
-        """
-        variants = {**PUBLISHED_VARIANTS, **FURTHER_VARIANTS}
-        if name not in variants:
-            raise ValueError(f"Unknown SAP-DETR variant {name!r}: choose one of {', '.join(variants)}.")
-        check_field_names(cls, overrides)
-        fields: dict[str, Any] = {"id2label": dict(COCO_ID2LABEL), **variants[name], **overrides}
-        if "num_labels" in overrides and "id2label" not in overrides:
-            del fields["id2label"]
-        return cls(**fields)
-
-    @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
-        """As in transformers; what is saved gives way to `kwargs` that it does not go with.
-
-        These are the `category_ids` where the number of classes or a name changes, one of `query_grid` and
-        `num_queries` where the other changes, and the `prediction_grid` with either. Indices in `id2label` may be text,
-        as JSON has them. A saved field that this version does not have is kept, with a warning.
-        """
-        if unknown := sorted(_unknown_fields(cls, config_dict) - SAVED_BESIDE):
-            logger.warning_once(
-                f"The saved configuration has {', '.join(f'`{name}`' for name in unknown)}, which this version of "
-                f"{cls.__name__} does not know and does not use: the model may come from a newer version."
-            )
-        saved = config_dict.get("id2label") or {0: "LABEL_0", 1: "LABEL_1"}  # transformers does not save its default
-        saved = {int(index): name for index, name in saved.items()}
-        if kwargs.get("id2label") is not None:
-            kwargs["id2label"] = {int(index): name for index, name in kwargs["id2label"].items()}
-        wanted = kwargs.get("id2label") or saved
-        if kwargs.get("num_labels", len(wanted)) != len(saved) or wanted != saved:
-            config_dict = {**config_dict, "category_ids": None}
+        """As [`DetectorConfigMixin`]'s; `query_grid`, `num_queries` and `prediction_grid` give way to a new grid."""
         if "query_grid" in kwargs or "num_queries" in kwargs:
             grids = ("query_grid", "num_queries", "prediction_grid")
             config_dict = {**config_dict, **{name: kwargs.get(name) for name in grids}}
@@ -288,18 +242,12 @@ class SapDetrConfig(PreTrainedConfig):
                 "center to the corner of its cell. Set both, or neither."
             )
 
-    def validate_training_queries(self):
-        """Groups and denoising queries are possible."""
+    def validate_groups(self):
+        """There is a group."""
         if self.num_groups < 1:
             raise ValueError(
                 f"`num_groups` = {self.num_groups} must be at least 1: the first group is the model itself."
             )
-        for name in ("denoising_pairs", "denoising_box_noise", "denoising_loss_coefficient"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"`{name}` = {getattr(self, name)} must be 0 or more.")
-        for name in ("denoising_label_noise", "denoising_point_noise", "denoising_outside_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"`{name}` = {getattr(self, name)} must lie between 0 and 1.")
 
     def validate_prediction_grid(self):
         """Two positive numbers, if any."""
@@ -312,14 +260,7 @@ class SapDetrConfig(PreTrainedConfig):
             )
 
     def validate_widths(self):
-        """Heads divide the width; sine pairs and normalisation groups fit in it."""
-        for side in ("encoder", "decoder"):
-            heads = getattr(self, f"{side}_attention_heads")
-            if heads < 1 or self.d_model % heads:
-                raise ValueError(
-                    f"`d_model` = {self.d_model} cannot be split into `{side}_attention_heads` = {heads} equal heads: "
-                    "change one of the two so that the division leaves no rest."
-                )
+        """Sine pairs and normalisation groups fit in the width."""
         if self.d_model % 4:
             raise ValueError(f"`d_model` = {self.d_model} must be a multiple of 4: sine and cosine for both x and y.")
         if self.sample_query_content and self.d_model % 32:
@@ -327,70 +268,15 @@ class SapDetrConfig(PreTrainedConfig):
                 f"`d_model` = {self.d_model} must be a multiple of 32 for the content convolutions' GroupNorm(32): "
                 "change it or set `sample_query_content=False`."
             )
-        if min(self.encoder_layers, self.decoder_layers) < 1:
-            raise ValueError("`encoder_layers` and `decoder_layers` must both be at least 1.")
 
-    def validate_backbone(self):
-        """Dilation, frozen stages and channels are possible with this backbone."""
-        backbone: Any = self.backbone_config
-        model_type = getattr(backbone, "model_type", None)
+    def validate_dilation(self):
+        """Dilation is possible with this backbone."""
+        model_type = getattr(self.backbone_config, "model_type", None)
         if self.dilation and model_type != "resnet":
             raise ValueError(
                 f"`dilation=True` (DC5) needs a `resnet` backbone, not {model_type!r}: for a timm backbone set "
                 "`output_stride=16` in its configuration and leave `dilation=False`."
             )
-        if self.frozen_backbone_stages < 0:
-            raise ValueError(f"`frozen_backbone_stages` = {self.frozen_backbone_stages} must be 0 or more.")
-        channels = getattr(backbone, "num_channels", self.num_channels)
-        if channels != self.num_channels:
-            raise ValueError(
-                f"`num_channels` = {self.num_channels} but the backbone's configuration takes {channels} channels: "
-                "set both to the same number."
-            )
-
-    def validate_category_ids(self):
-        """One category id for each class."""
-        if self.category_ids is None:
-            return
-        if len(self.category_ids) != self.num_labels or len(set(self.category_ids)) != len(self.category_ids):
-            raise ValueError(
-                f"`category_ids` must hold one distinct id for each of the {self.num_labels} classes in `id2label`, "
-                f"not {len(set(self.category_ids))} distinct of {len(self.category_ids)} ids."
-            )
-
-
-def check_field_names(config_class: type[PreTrainedConfig], names: Iterable[str]) -> None:
-    """Refuse fields that a configuration does not have; transformers would store and ignore them.
-
-    Raises:
-        ValueError: for such a name; the message has the nearest field.
-    """
-    for name in sorted(_unknown_fields(config_class, names)):
-        nearest = difflib.get_close_matches(name, _field_names(config_class), n=1)
-        advice = f"the nearest one is `{nearest[0]}`" if nearest else "its docstring lists them"
-        raise ValueError(f"`{name}` is no field of {config_class.__name__}: {advice}.")
-
-
-def _field_names(config_class: type[PreTrainedConfig]) -> set[str]:
-    fields = {field.name for field in dataclasses.fields(config_class)}  # type: ignore[arg-type]
-    return fields | set(config_class.attribute_map) | {"num_labels", "attn_implementation", "output_attentions"}
-
-
-def _unknown_fields(config_class: type[PreTrainedConfig], names: Iterable[str]) -> set[str]:
-    return {name for name in names if not name.startswith("_")} - _field_names(config_class)
-
-
-def _resolve_backbone_config(backbone_config: dict | PreTrainedConfig | None) -> PreTrainedConfig:
-    if isinstance(backbone_config, PreTrainedConfig):
-        return backbone_config
-    fields = dict(backbone_config if backbone_config is not None else R50_BACKBONE)
-    model_type = fields.pop("model_type", None)
-    if model_type not in CONFIG_MAPPING:
-        raise ValueError(
-            f"`backbone_config` has `model_type` = {model_type!r}, which transformers does not know: name a backbone's "
-            "type, for instance 'resnet' or 'timm_backbone'."
-        )
-    return CONFIG_MAPPING[model_type].from_dict(fields)
 
 
 def _resolve_query_grid(grid: list[int] | tuple[int, ...] | None, num_queries: int | None) -> list[int]:

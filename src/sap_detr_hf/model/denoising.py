@@ -28,7 +28,6 @@ from .loss import (
     points_outside,
     weighted_sum,
 )
-from .salient_points import cell_corners
 
 # Which uniform numbers of a query's noise are for what
 NOISE_WIDTHS = {"flip": 1, "label": 1, "point": 2, "sign": 4, "magnitude": 4, "kind": 1, "axis": 1, "side": 1,
@@ -44,7 +43,6 @@ class DenoisingQueries:
         content: (B, S, d) of their classes, some of which are wrong.
         points: (B, S, 2) x, y in [0, 1].
         sides: (B, S, 4) left, top, right, bottom in [0, 1].
-        corners: (B, S, 2) the upper left corners of the queries' cells, which need not lie in the grid.
         visible: (B, 1, S, S) bool, which queries see each other.
         weights: (B, S) of the losses; the positives' add up to each image's number of boxes.
         target_classes: (B, P) the true classes of the positives.
@@ -54,7 +52,6 @@ class DenoisingQueries:
     content: torch.Tensor
     points: torch.Tensor
     sides: torch.Tensor
-    corners: torch.Tensor
     visible: torch.Tensor
     weights: torch.Tensor
     target_classes: torch.Tensor
@@ -133,12 +130,10 @@ def denoising_queries(
     repetition, used = repetition.repeat(1, 2), used.repeat(1, 2)  # (B, S)
     together = (repetition[:, :, None] == repetition[:, None]) & used[:, :, None] & used[:, None]
     itself = torch.eye(2 * pairs, dtype=torch.bool, device=noise.device)
-    points = points.flatten(1, 2)
     return DenoisingQueries(
         content=class_embedding(noisy_classes.flatten(1, 2)),
-        points=points,
+        points=points.flatten(1, 2),
         sides=sides.flatten(1, 2),
-        corners=cell_corners(points, config),
         visible=(together | itself)[:, None],
         weights=(weight[:, None] * ~(is_outside[..., 0] & misleading)).flatten(1, 2),
         target_classes=target_classes,

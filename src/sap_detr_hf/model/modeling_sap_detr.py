@@ -7,38 +7,35 @@ d model width, H heads, K classes, D decoder layers. Positions are x, y in [0, 1
 left, top, right, bottom from a point to the sides of its box, in the same units.
 """
 
-import math
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import nn
-from transformers import initialization as init
-from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .attention import SapDetrAttentionBase
-from .backbone import SapDetrFrozenBatchNorm2d, build_backbone, fold_batch_norm, freeze_stages
-from .configuration_sap_detr import WITHOUT_TRAINING_QUERIES, SapDetrConfig
+from .attention import SapDetrAttentionBase, SapDetrSelfAttention, attend_apart
+from .backbone import build_backbone
+from .configuration_sap_detr import SapDetrConfig
 from .denoising import DenoisingQueries, denoising_loss, denoising_queries
-from .fused_convolution import fuse_convolutions
-from .initialization import apply_init_rule, initialised
+from .feed_forward import SapDetrFeedForward, SapDetrMLP
+from .initialization import initialised
 from .loss import check_labels, normaliser, sap_detr_loss
 from .outputs import SapDetrDecoderOutput, SapDetrModelOutput, SapDetrObjectDetectionOutput
-from .query_groups import SapDetrQueryGroups, attend_apart
+from .positions import sine_embedding, spatial_position_embedding
+from .pretrained_model import SapDetrPreTrainedModel
+from .query_groups import SapDetrQueryGroups
 from .salient_points import (
     SapDetrQueryContent,
     SapDetrQuerySides,
     SapDetrReferencePoints,
     box_corners,
     boxes_from_sides,
+    cell_corners,
     from_cells,
     in_cells,
     logit,
@@ -46,23 +43,6 @@ from .salient_points import (
 )
 
 # --- Positions -------------------------------------------------------------------------------------------------------
-
-
-def sine_embedding(positions: torch.Tensor, width: int, temperature: float) -> torch.Tensor:
-    """Sine embedding of coordinates in float32: (..., n) -> (..., n * width), one block of `width` per coordinate."""
-    exponent = torch.arange(width // 2, device=positions.device, dtype=torch.float32) * 2 / width
-    wave_length = temperature**exponent  # (width / 2,)
-    angle = (positions.float() * (2 * math.pi))[..., None] / wave_length  # (..., n, width / 2)
-    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(-3)
-
-
-def spatial_position_embedding(mask: torch.Tensor, width: int, temperature: float) -> torch.Tensor:
-    """Sine embedding of tokens' places in the *valid* region: (B, 1, h, w) bool -> (B, h * w, width), y block first."""
-    y = mask[:, 0].cumsum(1, dtype=torch.float32)
-    x = mask[:, 0].cumsum(2, dtype=torch.float32)
-    y = y / (y[:, -1:, :] + 1e-6)
-    x = x / (x[:, :, -1:] + 1e-6)
-    return sine_embedding(torch.stack([y, x], dim=-1), width // 2, temperature).flatten(1, 2)
 
 
 @dataclass
@@ -86,65 +66,7 @@ def additive_mask(valid: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return torch.zeros_like(valid, dtype=dtype).masked_fill(~valid, torch.finfo(dtype).min)
 
 
-# --- Building blocks -------------------------------------------------------------------------------------------------
-
-
-class SapDetrMLP(nn.Module):
-    """Linear layers with ReLU between them."""
-
-    def __init__(self, widths: list[int], rule: str = "default", last_rule: str | None = None):
-        super().__init__()
-        self.layers = nn.ModuleList(initialised(nn.Linear(a, b), rule) for a, b in pairwise(widths))
-        initialised(self.layers[-1], last_rule or rule)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """(..., widths[0]) -> (..., widths[-1])."""
-        for layer in self.layers[:-1]:
-            hidden_states = layer(hidden_states).relu()
-        return self.layers[-1](hidden_states)
-
-
-class SapDetrFeedForward(nn.Module):
-    """Two linear layers with the residual and the norm after it."""
-
-    def __init__(self, config: SapDetrConfig, ffn_dim: int):
-        super().__init__()
-        self.fc1 = initialised(nn.Linear(config.d_model, ffn_dim), "xavier")
-        self.fc2 = initialised(nn.Linear(ffn_dim, config.d_model), "xavier")
-        self.activation = ACT2FN[config.activation_function]
-        self.dropout = nn.Dropout(config.dropout)
-        self.layer_norm = nn.LayerNorm(config.d_model)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """(B, L, d) -> (B, L, d)."""
-        update = self.fc2(self.dropout(self.activation(self.fc1(hidden_states))))
-        return self.layer_norm(hidden_states + self.dropout(update))
-
-
 # --- Encoder ---------------------------------------------------------------------------------------------------------
-
-
-class SapDetrEncoderSelfAttention(SapDetrAttentionBase):
-    """Self-attention over the tokens; positions are added to queries and keys."""
-
-    def __init__(self, config: SapDetrConfig):
-        heads = config.encoder_attention_heads
-        super().__init__(config, heads, scaling=(config.d_model // heads) ** -0.5)
-        self.q_proj = self.projection("fused_xavier_zero_bias")
-        self.k_proj = self.projection("fused_xavier_zero_bias")
-        self.v_proj = self.projection("fused_xavier_zero_bias")
-
-    def forward(
-        self, hidden_states: torch.Tensor, positions: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        placed = hidden_states + positions  # (B, L, d)
-        return self.attend(
-            self.split_heads(self.q_proj(placed)),
-            self.split_heads(self.k_proj(placed)),
-            self.split_heads(self.v_proj(hidden_states)),
-            attention_mask,
-            **kwargs,
-        )
 
 
 class SapDetrEncoderLayer(GradientCheckpointingLayer):
@@ -153,7 +75,7 @@ class SapDetrEncoderLayer(GradientCheckpointingLayer):
     def __init__(self, config: SapDetrConfig):
         super().__init__()
         self.position_scale = SapDetrMLP([config.d_model] * 3, rule="xavier")
-        self.self_attn = SapDetrEncoderSelfAttention(config)
+        self.self_attn = SapDetrSelfAttention(config, config.encoder_attention_heads)
         self.self_attn_layer_norm = nn.LayerNorm(config.d_model)
         self.dropout = nn.Dropout(config.dropout)
         self.ffn = SapDetrFeedForward(config, config.encoder_ffn_dim)
@@ -372,127 +294,10 @@ class SapDetrDecoderLayer(GradientCheckpointingLayer):
 # --- Models ----------------------------------------------------------------------------------------------------------
 
 
-class SapDetrPreTrainedModel(PreTrainedModel):
-    """Weight initialisation of the released code and what transformers needs to know of the models."""
-
-    config: SapDetrConfig
-    base_model_prefix = "model"
-    main_input_name = "pixel_values"
-    input_modalities = ("image",)
-    _no_split_modules = ["SapDetrEncoderLayer", "SapDetrDecoderLayer", "SapDetrQueryContent", "SapDetrFusedBlock"]
-    supports_gradient_checkpointing = True
-    accepts_loss_kwargs = False  # the loss has its own normaliser: Trainer must not rescale it
-    _supports_sdpa = True
-    _supports_flex_attn = False  # transformers' interface has no place for an additive bias there
-    _supports_attention_backend = True
-    _supports_flash_attn = False  # no additive bias there
-    # What training alone uses: a model loaded with other groups, or without denoising, does not need it.
-    _keys_to_ignore_on_load_unexpected = [r"query_groups\.", r"denoising_class_embedding\."]
-
-    @classmethod
-    def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
-        """As in transformers, which loads every tensor as trainable: what the configuration freezes is frozen again.
-
-        Groups of queries that the saved model does not have start close to its own queries.
-        """
-        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        model, loading = loaded
-        if any("query_groups.sides" in str(key) for key in (*loading["missing_keys"], *loading["mismatched_keys"])):
-            model.base_model.query_groups.start_near(model.base_model.query_sides)
-        if model.config.inference_only:
-            model._settle_for_inference()
-        for module in model.modules():
-            if isinstance(module, SapDetrReferencePoints):
-                module.weight.requires_grad_(False)
-            if isinstance(module, SapDetrModel):
-                freeze_stages(module.backbone, module.config.frozen_backbone_stages)
-        return (model, loading) if output_loading_info else model
-
-    def drop_training_queries(self):
-        """Remove, in place, what only training uses: further groups of queries and denoising."""
-        self.config.update(WITHOUT_TRAINING_QUERIES)
-        self.base_model.query_groups = None
-        if isinstance(self, SapDetrForObjectDetection):
-            self.denoising_class_embedding = None
-
-    @torch.no_grad()
-    def optimize_for_inference(self) -> "SapDetrPreTrainedModel":
-        """Make the model faster, in place, and unable to train: the same outputs up to rounding (1e-5).
-
-        BatchNorm becomes part of the backbone's convolutions, their weights lie channels last, what only training uses
-        is removed, and what the first decoder layer computes from parameters alone is computed once. On a CPU, under
-        `torch.no_grad()`, ReLU and the shortcut's sum become part of the convolutions of transformers' ResNet. Can be
-        saved and loaded.
-
-        Returns:
-            The model itself, in evaluation mode.
-
-        Raises:
-            ValueError: BatchNorm of this backbone cannot be folded; the model is of no use then.
-        """
-        backbone = self.base_model.backbone
-        pixels = torch.linspace(-1, 1, 3 * 64 * 64).sin().view(1, 3, 64, 64)  # any values do
-        pixels = pixels.to(self.device, self.dtype)[:, :1].expand(-1, self.config.num_channels, -1, -1)
-        before = backbone.eval()(pixels).feature_maps[-1].float()
-        fold_batch_norm(backbone)
-        after = backbone.eval()(pixels).feature_maps[-1].float()
-        if (before - after).abs().max() > 0.05 * before.abs().max():  # not rounding, in bfloat16 neither
-            raise ValueError(
-                f"The BatchNorm of a {type(backbone).__name__} cannot be folded, because it does not follow the "
-                "convolution before it: use the model without `optimize_for_inference`."
-            )
-        fuse_convolutions(backbone)
-        self.drop_training_queries()
-        self.config.inference_only = True
-        self._settle_for_inference()
-        return self.eval()
-
-    @torch.no_grad()
-    def _settle_for_inference(self):
-        self.requires_grad_(False)
-        self.base_model.backbone.to(memory_format=torch.channels_last)
-        self.base_model.keep_start_positions()
-
-    def train(self, mode: bool = True):
-        """As in PyTorch.
-
-        Raises:
-            RuntimeError: the model was optimised for inference.
-        """
-        if mode and self.config.inference_only:
-            raise RuntimeError(
-                "This model was optimised for inference (`inference_only`) and cannot be trained: load the model that "
-                "it was made from."
-            )
-        return super().train(mode)
-
-    def set_attn_implementation(self, attn_implementation: str | dict, allow_all_kernels: bool = False):
-        """As in transformers, but "sdpa" leaves submodels without it, such as a ResNet, as they are: no error."""
-        submodels = (module for module in self.modules() if isinstance(module, PreTrainedModel))
-        if attn_implementation == "sdpa" and not all(submodel._supports_sdpa for submodel in submodels):
-            attn_implementation = {"": "sdpa"}
-        super().set_attn_implementation(attn_implementation, allow_all_kernels=allow_all_kernels)
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module):
-        rule = getattr(module, "sap_init", None)
-        if isinstance(module, nn.Linear | nn.Conv2d | nn.PReLU | SapDetrReferencePoints):
-            module.reset_parameters()
-        elif isinstance(module, nn.Embedding):
-            init.normal_(module.weight)
-        elif isinstance(module, SapDetrFrozenBatchNorm2d):
-            for name, value in (("weight", 1.0), ("bias", 0.0), ("running_mean", 0.0), ("running_var", 1.0)):
-                init.constant_(getattr(module, name), value)
-        else:
-            super()._init_weights(module)
-        if rule is not None:
-            apply_init_rule(module, rule)
-
-
 class SapDetrEncoder(SapDetrPreTrainedModel):
     """The transformer encoder."""
 
-    _can_record_outputs = {"hidden_states": SapDetrEncoderLayer, "attentions": SapDetrEncoderSelfAttention}
+    _can_record_outputs = {"hidden_states": SapDetrEncoderLayer, "attentions": SapDetrSelfAttention}
 
     def __init__(self, config: SapDetrConfig):
         super().__init__(config)
@@ -711,7 +516,8 @@ class SapDetrModel(SapDetrPreTrainedModel):
         if self.training and self.query_groups is not None:
             corners = corners.repeat(self.config.num_groups, 1)
         if denoising is not None:
-            corners = torch.cat([corners.expand(len(denoising.corners), -1, -1), denoising.corners], dim=1)
+            denoising_corners = cell_corners(denoising.points, self.config)  # need not lie in the grid
+            corners = torch.cat([corners.expand(len(denoising_corners), -1, -1), denoising_corners], dim=1)
         return corners
 
     def start_queries(

@@ -93,3 +93,62 @@ class SapDetrObjectDetectionOutput(ModelOutput):
     encoder_last_hidden_state: torch.FloatTensor | None = None
     encoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
     encoder_attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class SapDinoDetrDecoderOutput(SapDetrDecoderOutput):
+    """Outputs of [`SapDinoDetrDecoder`]; see [`SapDinoDetrModelOutput`] for shapes."""
+
+    intermediate_cell_places: torch.FloatTensor | None = None
+
+
+@dataclass
+class SapDinoDetrModelOutput(SapDetrModelOutput):
+    """Outputs of [`SapDinoDetrModel`]: [`SapDetrModelOutput`]'s, for the queries selected in each image, and these.
+
+    Args:
+        intermediate_cell_places (`torch.FloatTensor` of shape `(decoder_layers, batch, queries, 2)`):
+            Where each layer's points lie in their cells, x, y in (0, 1).
+        query_corners, query_cells (`torch.FloatTensor` of shape `(batch, queries, 2)`):
+            Upper left corner and size of each query's cell: the token it was selected at.
+        query_levels (`torch.LongTensor` of shape `(batch, queries)`): The level of that token, 0 = finest.
+        query_mask (`torch.LongTensor` of shape `(batch, queries)`):
+            0 for a query without a token, where an image of a padded batch has fewer tokens than queries, else 1;
+            absent without a `pixel_mask`.
+        encoder_logits, encoder_objectness, encoder_pred_boxes, encoder_pred_points:
+            What the encoder's own heads predict of the selected tokens, as in [`SapDetrObjectDetectionOutput`].
+    """
+
+    intermediate_cell_places: torch.FloatTensor | None = None
+    query_corners: torch.FloatTensor | None = None
+    query_cells: torch.FloatTensor | None = None
+    query_levels: torch.LongTensor | None = None
+    query_mask: torch.LongTensor | None = None
+    encoder_logits: torch.FloatTensor | None = None
+    encoder_objectness: torch.FloatTensor | None = None
+    encoder_pred_boxes: torch.FloatTensor | None = None
+    encoder_pred_points: torch.FloatTensor | None = None
+
+    def keep_queries(self, number: int):
+        """As [`SapDetrModelOutput`]'s."""
+        super().keep_queries(number)
+        for name in ("intermediate_cell_places", "query_corners", "query_cells"):
+            self[name] = self[name][..., :number, :]
+        for name in ("query_levels", "query_mask"):
+            if name in self:  # it holds no None
+                self[name] = self[name][:, :number]
+
+
+@dataclass
+class SapDinoDetrObjectDetectionOutput(SapDetrObjectDetectionOutput):
+    """Outputs of [`SapDinoDetrForObjectDetection`]: [`SapDetrObjectDetectionOutput`]'s and the model's others."""
+
+    intermediate_cell_places: torch.FloatTensor | None = None
+    query_corners: torch.FloatTensor | None = None
+    query_cells: torch.FloatTensor | None = None
+    query_levels: torch.LongTensor | None = None
+    query_mask: torch.LongTensor | None = None
+    encoder_logits: torch.FloatTensor | None = None
+    encoder_objectness: torch.FloatTensor | None = None
+    encoder_pred_boxes: torch.FloatTensor | None = None
+    encoder_pred_points: torch.FloatTensor | None = None

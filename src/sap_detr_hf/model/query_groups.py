@@ -9,7 +9,6 @@ S denoising queries, d model width, H heads.
 import torch
 from torch import nn
 
-from .attention import SapDetrAttentionBase
 from .configuration_sap_detr import SapDetrConfig
 from .initialization import initialised
 from .salient_points import SapDetrQuerySides
@@ -41,33 +40,3 @@ class SapDetrQueryGroups(nn.Module):
         if self.content is not None:
             contents[1:] = [content + added.to(content.dtype) for added in self.content.weight]
         return torch.cat(contents, dim=1), torch.cat([sides, self.sides()])
-
-
-def attend_apart(
-    attention: SapDetrAttentionBase,
-    projected: tuple[torch.Tensor, ...],
-    num_queries: int,
-    denoising_mask: torch.Tensor | None,
-    **kwargs,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Self-attention of each group among itself, and of the denoising queries as their mask allows.
-
-    Args:
-        attention: has the heads and the output projection.
-        projected: queries, keys and values, (B, G * N + S, d) each.
-        num_queries: N.
-        denoising_mask: (B, 1, S, S), added to the logits; `None` without denoising queries.
-
-    Returns:
-        (B, G * N + S, d), and the weights of the groups, (B * G, H, N, N), where the attention interface has them.
-    """
-    denoising = 0 if denoising_mask is None else denoising_mask.shape[-1]
-    matched = projected[0].shape[1] - denoising
-    groups = (each[:, :matched].unflatten(1, (-1, num_queries)).flatten(0, 1) for each in projected)  # (B * G, N, d)
-    attended, weights = attention.attend(*map(attention.split_heads, groups), **kwargs)
-    attended = attended.unflatten(0, (len(projected[0]), -1)).flatten(1, 2)
-    if denoising_mask is not None:
-        query, key, value = (attention.split_heads(each[:, matched:]) for each in projected)
-        noisy, _ = attention.attend(query, key, value, denoising_mask, **kwargs)
-        attended = torch.cat([attended, noisy], dim=1)
-    return attended, weights

@@ -15,11 +15,11 @@ from sap_detr_cli.settings.train import TrainingSettings
 
 from ..data.dataset import DetectionData, check_categories
 from ..evaluation_mode import evaluation_mode
-from ..model.configuration_sap_detr import SapDetrConfig, check_field_names
+from ..model.detector_configuration import check_field_names
 from ..model.image_processing_sap_detr import SapDetrImageProcessor
-from ..model.modeling_sap_detr import SapDetrForObjectDetection
 from ..weights.class_rows import shared_classes, start_class_rows
 from ..weights.pretrained import at_size, readable_model
+from ..weights.variants import config_of_variant
 from ..weights.warm_start import pixel_settings, warm_start
 from .optimization import freeze_parameters
 
@@ -35,8 +35,8 @@ def build_model(settings: TrainingSettings, data: DetectionData) -> PreTrainedMo
     """
     classes = {"id2label": data.id2label, "category_ids": data.category_ids}
     if settings.variant:
-        config = SapDetrConfig.from_variant(settings.variant, **{**classes, **settings.model_overrides})
-        model: PreTrainedModel = SapDetrForObjectDetection(config)
+        config = config_of_variant(settings.variant, **{**classes, **settings.model_overrides})
+        model: PreTrainedModel = AutoModelForObjectDetection.from_config(config)
     elif settings.init_from:
         start = warm_start(settings.init_from, **{**classes, **settings.model_overrides})
         _say(start.table())

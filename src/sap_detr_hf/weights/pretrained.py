@@ -9,7 +9,7 @@ import torch
 from transformers import AutoImageProcessor, AutoModelForObjectDetection, PreTrainedConfig, PreTrainedModel
 
 from ..messages import first_line
-from ..model.modeling_sap_detr import SapDetrForObjectDetection
+from ..model.pretrained_model import SapDetrPreTrainedModel
 
 DEVICES = ("auto", "cpu", "cuda")
 AUTOCAST_DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -60,7 +60,7 @@ def load_pretrained(name: str) -> tuple[PreTrainedModel, Any]:
     return model, image_processor
 
 
-def load_detector(name: str, device: str = "auto") -> tuple[SapDetrForObjectDetection, Any]:
+def load_detector(name: str, device: str = "auto") -> tuple[SapDetrPreTrainedModel, Any]:
     """Load a saved SAP-DETR in float32, in evaluation mode, and its image processor.
 
     Args:
@@ -72,8 +72,8 @@ def load_detector(name: str, device: str = "auto") -> tuple[SapDetrForObjectDete
         ValueError: it is no complete SAP-DETR.
     """
     model, image_processor = load_pretrained(name)
-    if not isinstance(model, SapDetrForObjectDetection):
-        raise ValueError(f"{name} is a model of the type {model.config.model_type}, not sap_detr.")
+    if not isinstance(model, SapDetrPreTrainedModel):
+        raise ValueError(f"{name} is a model of the type {model.config.model_type}, not sap_detr or sap_dino_detr.")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device)  # type: ignore[arg-type]  # transformers' decorator hides the signature

@@ -1,0 +1,26 @@
+# Copyright 2026 The sap_detr_hf authors. Licensed under the Apache License, Version 2.0.
+"""Sine embeddings of coordinates and of tokens' places."""
+
+import math
+
+import torch
+
+
+def sine_embedding(positions: torch.Tensor, width: int, temperature: float) -> torch.Tensor:
+    """Sine embedding of coordinates in float32: (..., n) -> (..., n * width), one block of `width` per coordinate."""
+    exponent = torch.arange(width // 2, device=positions.device, dtype=torch.float32) * 2 / width
+    wave_length = temperature**exponent  # (width / 2,)
+    angle = (positions.float() * (2 * math.pi))[..., None] / wave_length  # (..., n, width / 2)
+    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(-3)
+
+
+def spatial_position_embedding(mask: torch.Tensor, width: int, temperature: float, offset: float = 0.0) -> torch.Tensor:
+    """Sine embedding of tokens' places in the *valid* region: (B, 1, h, w) bool -> (B, h * w, width), y block first.
+
+    A place is the count of valid rows (columns) up to the token, less `offset`, as a share of all.
+    """
+    y = mask[:, 0].cumsum(1, dtype=torch.float32)
+    x = mask[:, 0].cumsum(2, dtype=torch.float32)
+    y = (y - offset) / (y[:, -1:, :] + 1e-6)
+    x = (x - offset) / (x[:, :, -1:] + 1e-6)
+    return sine_embedding(torch.stack([y, x], dim=-1), width // 2, temperature).flatten(1, 2)
