@@ -109,6 +109,11 @@ class CardSources:
         """The published variant, if the model has its architecture."""
         return variant_of(self.config)
 
+    @property
+    def feature_levels(self) -> int | None:
+        """Feature maps of a model on a pyramid; None for a single map."""
+        return getattr(self.config, "num_feature_levels", None)
+
     @cached_property
     def parameters(self) -> int:
         """Parameters of the model, counted without allocating them."""
