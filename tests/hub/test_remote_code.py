@@ -210,6 +210,7 @@ def test_another_model_type_carries_the_files_it_imports(tmp_path):
     assert done.returncode == 0, done.stderr
     assert {path.name for path in (tmp_path / "model").glob("*.py")} == {
         *ANOTHER_TYPE,
+        "detector_configuration.py",
         "configuration_sap_detr.py",
         "coco_labels.py",
         "detection_processing.py",
