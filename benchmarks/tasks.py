@@ -1,6 +1,7 @@
 """What a benchmark times: one call of a forward pass, a training step, the loss alone, or an image processor."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -79,15 +80,23 @@ def training_step(case: Case) -> Callable[[], Any]:
     model, inputs = replace(case, model=name).build().train(), case.inputs()
     if name != case.model:
         compile_transformer(model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
     labels = [{name: t.to(case.device) for name, t in label.items()} for label in box_labels(case.batch_size, 7)]
+    return optimizer_step(model, {**inputs, "labels": labels}, case.autocast)
+
+
+def optimizer_step(
+    model: PreTrainedModel, batch: dict[str, Any], autocast: Callable[[], AbstractContextManager] = nullcontext
+) -> Callable[[], Any]:
+    """Forward, backward, clipping and AdamW on all parameters with a gradient."""
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(learned, lr=1e-6, fused=True)
 
     def call():
         optimizer.zero_grad()
-        with case.autocast():
-            loss = model(**inputs, labels=labels).loss
+        with autocast():
+            loss = model(**batch).loss
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+        nn.utils.clip_grad_norm_(learned, 0.1)
         optimizer.step()
 
     return call

@@ -62,13 +62,13 @@ def other_figures() -> str:
     return markdown_table(["measurement", "result"], rows)
 
 
-def convergence() -> str:
-    """AP over the epochs on BCCD."""
-    lines = (RESULTS / "bccd_convergence.md").read_text(encoding="utf-8").splitlines()
-    return "\n".join(line for line in lines if line.startswith("|"))
+def comparison(data_set: str) -> str:
+    """AP of the compared detectors on a data set."""
+    report = RESULTS / data_set / "results.md"
+    return report.read_text(encoding="utf-8").rstrip() if report.exists() else "Not measured yet."
 
 
-SINGLE_TABLES = {"demo": demo, "exported": exported, "other-figures": other_figures, "convergence": convergence}
+SINGLE_TABLES = {"demo": demo, "exported": exported, "other-figures": other_figures}
 
 
 def filled(text: str) -> str:
@@ -76,7 +76,10 @@ def filled(text: str) -> str:
 
     def one(match: re.Match) -> str:
         start, name = match.groups()
-        content = SINGLE_TABLES[name]() if name in SINGLE_TABLES else speed(name)
+        if name.startswith("comparison-"):
+            content = comparison(name.removeprefix("comparison-"))
+        else:
+            content = SINGLE_TABLES[name]() if name in SINGLE_TABLES else speed(name)
         return f"{start}{content}\n"
 
     return BETWEEN_MARKERS.sub(one, text)

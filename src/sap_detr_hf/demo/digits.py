@@ -13,8 +13,6 @@ from PIL import Image
 
 # Class index = digit; COCO category ids start at 1.
 CATEGORIES = [{"id": digit + 1, "name": str(digit), "supercategory": "digit"} for digit in range(10)]
-DIGITS_PER_IMAGE = (1, 6)
-DIGIT_HEIGHT = (0.16, 0.40)  # of the picture's shorter side
 DIGIT_WIDENING = (0.85, 1.25)  # width of a digit against its scanned proportions
 VALIDATION_SHARE = 0.2  # of the scanned digits
 INK_EDGES = (0.42, 0.68)  # grey values of the enlarged scan where a stroke begins and is fully opaque
@@ -29,10 +27,17 @@ class DigitSource:
     scans: np.ndarray
     digits: np.ndarray
     photographs: list[Image.Image]
+    digits_per_image: tuple[int, int] = (1, 6)
+    digit_height: tuple[float, float] = (0.16, 0.40)  # of the picture's shorter side
 
 
 def make_digits(
-    output_dir: str | Path, train: int = 1600, val: int = 150, size: tuple[int, int] = (224, 224), seed: int = 0
+    output_dir: str | Path,
+    train: int = 1600,
+    val: int = 150,
+    size: tuple[int, int] = (224, 224),
+    seed: int = 0,
+    sources: dict[str, DigitSource] | None = None,
 ) -> dict[str, Path]:
     """Write the data set: `images/{train,val}/*.jpg` and `annotations/instances_{train,val}.json`.
 
@@ -42,6 +47,7 @@ def make_digits(
         val: Number of validation pictures.
         size: Width and height of every picture in pixels.
         seed: The same seed gives the same pictures, and picture i does not depend on how many are asked for.
+        sources: What `train` and `val` draw from; `digit_sources(seed)` by default.
 
     Returns:
         The annotation file of each split.
@@ -54,7 +60,7 @@ def make_digits(
     if min(size) < 64:
         raise ValueError(f"Pictures of {size[0]} x {size[1]} are too small for legible digits: use at least 64 x 64.")
     output_dir = Path(output_dir)
-    sources = digit_sources(seed)
+    sources = sources or digit_sources(seed)
     counts = {"train": train, "val": val}
     return {
         split: _write_split(output_dir, split, sources[split], counts[split], size, [seed, number])
@@ -89,9 +95,9 @@ def make_picture(
     """One picture of `size` (width, height) and its digits as (digit, [x, y, width, height] around the visible ink)."""
     canvas = np.array(_background(source, size, rng), dtype=np.float32)  # (height, width, 3)
     found: list[tuple[int, list[int]]] = []
-    for _ in range(rng.integers(DIGITS_PER_IMAGE[0], DIGITS_PER_IMAGE[1] + 1)):
+    for _ in range(rng.integers(source.digits_per_image[0], source.digits_per_image[1] + 1)):
         index = rng.integers(len(source.digits))
-        opacity = _ink(source.scans[index], min(size), rng)  # (box height, box width), 0..1
+        opacity = _ink(source, source.scans[index], min(size), rng)  # (box height, box width), 0..1
         place = _free_place(opacity.shape, size, [box for _, box in found], rng)
         if place is not None:
             _paint(canvas, opacity, place, rng)
@@ -109,9 +115,9 @@ def _background(source: DigitSource, size: tuple[int, int], rng: np.random.Gener
     return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else crop
 
 
-def _ink(scan: np.ndarray, shorter_side: int, rng: np.random.Generator) -> np.ndarray:
+def _ink(source: DigitSource, scan: np.ndarray, shorter_side: int, rng: np.random.Generator) -> np.ndarray:
     """Enlarge a scan smoothly into opaque strokes with soft edges, cut tightly around what is visible."""
-    height = shorter_side * np.exp(rng.uniform(*np.log(DIGIT_HEIGHT)))
+    height = shorter_side * np.exp(rng.uniform(*np.log(source.digit_height)))
     width = height * rng.uniform(*DIGIT_WIDENING)
     padded = np.pad(scan, 1)  # (10, 10): strokes that touch the scan's edge get a round end too
     enlarged = Image.fromarray(padded).resize((round(width * 10 / 8), round(height * 10 / 8)), Image.Resampling.BICUBIC)

@@ -1,0 +1,219 @@
+# Copyright 2026 The sap_detr_hf authors. Licensed under the Apache License, Version 2.0.
+"""The detectors that are trained and compared, all of one size on one frozen ImageNet backbone.
+
+Equal for all: backbone (EfficientNet-Lite0, BatchNorm as constants), width, layers, feed-forward width, no dropout, a
+loss on every decoder layer. Query counts are the published ones divided by three. What belongs to a family stays as
+transformers or the paper has it: attention, query initialization, activations, loss weights.
+
+DAB-DETR, Conditional DETR and Deformable DETR start from the initial values of their authors' code. Transformers 5
+draws every matrix and query embedding from N(0, 0.02): DAB-DETR's anchors then all lie in the middle of the picture
+with half its size, and the class heads of the other two start at a probability of 0.5, not 0.01. The models that
+transformers loads from checkpoints are not affected. DAB-DETR is trained both ways, to show what that costs it.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate.utils import set_seed
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import (
+    AutoBackbone,
+    AutoModelForObjectDetection,
+    ConditionalDetrConfig,
+    DabDetrConfig,
+    DeformableDetrConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    RTDetrV2Config,
+    TimmBackboneConfig,
+)
+
+from sap_detr_hf.demo.run import packaged_backbone
+from sap_detr_hf.model.configuration_sap_detr import CORRECTED
+from sap_detr_hf.weights.backbone import load_backbone_weights
+from sap_detr_hf.weights.variants import config_of_variant
+
+WIDTH = 128
+SIZES: dict[str, Any] = {"encoder_layers": 1, "decoder_layers": 3, "encoder_ffn_dim": 512, "decoder_ffn_dim": 512}
+SINGLE_SCALE = (3,)  # stride 16
+PYRAMID = (2, 3, 4)  # strides 8, 16 and 32
+CHANNELS = {2: 40, 3: 112, 4: 320}  # of EfficientNet-Lite0's feature maps
+DENOISING_PAIRS = 16
+CLASS_HEAD = re.compile(r"(class_embed|class_labels_classifier)(\.\d+)?$")
+BOX_HEAD_END = re.compile(r"(bbox_embed|bbox_predictor)(\.\d+)?\.layers\.2$")
+CLASS_PRIOR = 0.01
+
+Classes = Mapping[str, Any]
+"""`id2label`, `label2id` and `category_ids` of the data."""
+
+
+def backbone_config(maps: tuple[int, ...]) -> dict[str, Any]:
+    """EfficientNet-Lite0 with these feature maps.
+
+    timm freezes the BatchNorm itself: transformers' replacement by FrozenBatchNorm2d drops the activation that timm's
+    BatchNormAct2d carries, and a pretrained backbone without its activations is worth nothing.
+    """
+    return {
+        "model_type": "timm_backbone",
+        "backbone": "tf_efficientnet_lite0",
+        "out_indices": list(maps),
+        "use_pretrained_backbone": False,
+        "freeze_batch_norm_2d": True,
+    }
+
+
+def sap_detr(classes: Classes, **fields: Any) -> PreTrainedConfig:
+    """SAP-DETR as released, with the fields of a variant."""
+    grid: dict[str, Any] = {"query_grid": (10, 10), "frozen_backbone_stages": 0}
+    backbone = backbone_config(SINGLE_SCALE)
+    return config_of_variant("r50", d_model=WIDTH, backbone_config=backbone, **grid, **SIZES, **classes, **fields)
+
+
+def sap_dino(classes: Classes, **fields: Any) -> PreTrainedConfig:
+    """SAP-DINO-DETR."""
+    fields = {"num_queries": 300, "frozen_backbone_stages": 0, **fields}
+    backbone = backbone_config(PYRAMID)
+    return config_of_variant(
+        "dino-small", **{"d_model": WIDTH, "backbone_config": backbone, **SIZES, **classes, **fields}
+    )
+
+
+def peer_fields(classes: Classes, maps: tuple[int, ...]) -> dict[str, Any]:
+    """What transformers' detectors take under the same names."""
+    backbone = TimmBackboneConfig(**backbone_config(maps))
+    return {**SIZES, **classes, "backbone_config": backbone, "num_queries": 100, "dropout": 0.0, "auxiliary_loss": True}
+
+
+def dab_detr(classes: Classes) -> PreTrainedConfig:
+    """Transformers' DAB-DETR."""
+    return DabDetrConfig(hidden_size=WIDTH, **peer_fields(classes, SINGLE_SCALE))
+
+
+def conditional_detr(classes: Classes) -> PreTrainedConfig:
+    """Transformers' Conditional DETR. With a loss on every layer it feeds its final norm back into the decoder."""
+    return ConditionalDetrConfig(d_model=WIDTH, **peer_fields(classes, SINGLE_SCALE))
+
+
+def deformable_detr(classes: Classes) -> PreTrainedConfig:
+    """Transformers' Deformable DETR with two stages and box refinement."""
+    stages: dict[str, Any] = {
+        "two_stage": True,
+        "with_box_refine": True,
+        "two_stage_num_proposals": 100,
+        "num_feature_levels": 4,
+    }
+    return DeformableDetrConfig(d_model=WIDTH, **stages, **peer_fields(classes, PYRAMID))
+
+
+def rt_detr_v2(classes: Classes) -> PreTrainedConfig:
+    """Transformers' RT-DETR v2; its denoising queries are a third of the published number too."""
+    channels = [CHANNELS[index] for index in PYRAMID]
+    widths: dict[str, Any] = {
+        "encoder_hidden_dim": WIDTH,
+        "encoder_in_channels": channels,
+        "decoder_in_channels": [WIDTH] * 3,
+    }
+    own: dict[str, Any] = {"num_denoising": 33, "freeze_backbone_batch_norms": False}
+    return RTDetrV2Config(d_model=WIDTH, **widths, **own, **peer_fields(classes, PYRAMID))
+
+
+def authors_initial_values(model: PreTrainedModel) -> None:
+    """Draw the transformer as the authors of DAB-DETR, Conditional DETR and Deformable DETR do.
+
+    Matrices come from Xavier's uniform distribution, query embeddings and anchors from N(0, 1); the class heads start
+    at a probability of 0.01, the last layer of the box heads at 0. What transformers sets to 0 itself stays 0.
+    """
+    for name, module in model.named_modules():
+        if "backbone" in name.split("."):
+            continue
+        if isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight)
+        elif BOX_HEAD_END.search(name):
+            nn.init.zeros_(module.weight)
+        elif isinstance(module, nn.Linear | nn.Conv2d) and bool(module.weight.any()):
+            nn.init.xavier_uniform_(module.weight)
+        if CLASS_HEAD.search(name) and isinstance(module, nn.Linear):
+            nn.init.constant_(module.bias, -math.log((1 - CLASS_PRIOR) / CLASS_PRIOR))
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A compared detector: its name in reports, its configuration for given classes."""
+
+    title: str
+    configuration: Callable[[Classes], PreTrainedConfig]
+    initial_values: Callable[[PreTrainedModel], None] | None = None
+
+
+DENOISING = {**CORRECTED, "denoising_pairs": DENOISING_PAIRS}
+DETECTORS = {
+    "sap-detr": Detector("SAP-DETR as released", sap_detr),
+    "corrections": Detector("SAP-DETR, corrections", partial(sap_detr, **CORRECTED)),
+    "denoising-0.4": Detector(
+        "SAP-DETR, corrections, denoising (box noise 0.4)", partial(sap_detr, **DENOISING, denoising_box_noise=0.4)
+    ),
+    "denoising": Detector(
+        "SAP-DETR, corrections, denoising (box noise 1.0)", partial(sap_detr, **DENOISING, denoising_box_noise=1.0)
+    ),
+    "groups": Detector("SAP-DETR, corrections, 3 groups", partial(sap_detr, **CORRECTED, num_groups=3)),
+    "plus": Detector(
+        "SAP-DETR, corrections, denoising, 3 groups (as r50-plus)",
+        partial(sap_detr, **DENOISING, denoising_box_noise=1.0, num_groups=3),
+    ),
+    "sap-dino": Detector("SAP-DINO-DETR", partial(sap_dino, denoising_pairs=DENOISING_PAIRS)),
+    "sap-dino-plain": Detector("SAP-DINO-DETR without denoising", partial(sap_dino, denoising_pairs=0)),
+    "dab-detr": Detector("DAB-DETR", dab_detr, authors_initial_values),
+    "dab-detr-transformers": Detector("DAB-DETR with transformers' initial values", dab_detr),
+    "conditional-detr": Detector("Conditional DETR", conditional_detr, authors_initial_values),
+    "deformable-detr": Detector("Deformable DETR (two-stage, box refinement)", deformable_detr, authors_initial_values),
+    "rt-detr-v2": Detector("RT-DETR v2", rt_detr_v2),
+}
+
+
+def build_detector(name: str, classes: Classes, seed: int) -> PreTrainedModel:
+    """A detector with a random transformer, drawn from `seed`, and the ImageNet backbone.
+
+    Args:
+        name: one of `DETECTORS`.
+        classes: `id2label`, `label2id` and `category_ids` of the data.
+        seed: of all random values.
+    """
+    set_seed(seed)
+    detector = DETECTORS[name]
+    model = AutoModelForObjectDetection.from_config(detector.configuration(classes))
+    if detector.initial_values is not None:
+        detector.initial_values(model)
+    holder = nn.Module()
+    holder.backbone = AutoBackbone.from_config(TimmBackboneConfig(**backbone_config(PYRAMID)))
+    load_backbone_weights(holder, packaged_backbone())
+    source = holder.get_submodule("backbone._backbone")
+    weights = source.state_dict()
+    network = timm_network(model, type(source))
+    network.load_state_dict({key: weights[key] for key in network.state_dict()})
+    return model
+
+
+def timm_network(model: PreTrainedModel, kind: type[nn.Module]) -> nn.Module:
+    """The one timm network of a detector, which families keep in different places."""
+    (network,) = (module for module in model.modules() if isinstance(module, kind))
+    return network
+
+
+def without_backbone(model: PreTrainedModel) -> int:
+    """How many numbers a detector learns outside its backbone."""
+    names = dict(model.named_parameters())
+    return sum(names[name].numel() for name in names if "backbone" not in name.split("."))
+
+
+def multiply_adds(model: PreTrainedModel, height: int, width: int) -> int:
+    """Multiply-adds of one image's forward pass in evaluation mode."""
+    pixels = torch.zeros(1, 3, height, width)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.eval()(pixel_values=pixels)
+    return counter.get_total_flops() // 2

@@ -1,0 +1,157 @@
+# Copyright 2026 The sap_detr_hf authors. Licensed under the Apache License, Version 2.0.
+"""Table and plot of a comparison: AP over epochs and over seconds, mean and range over the seeds."""
+
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from sap_detr_hf.markdown_table import markdown_table
+
+from .models import DETECTORS
+from .runs import Run, finished_runs
+from .speed import SPEED_FILE
+
+SHOWN = ("AP", "AP50", "AP_small", "AP_medium")
+Trained = dict[tuple[str, int], list[dict[str, Any]]]
+"""The finished runs of a detector with a number of epochs, all at its best rate."""
+
+
+def write_report(results: Path) -> None:
+    """Write `results.md` and `curves.png` from the runs and `speed.json` of a data set's folder."""
+    trained = full_runs(finished_runs(results))
+    speed = step_seconds(results)
+    (results / "results.md").write_text(report_text(trained, speed) + "\n", encoding="utf-8")
+    draw_curves(trained, speed, results / "curves.png")
+
+
+def step_seconds(results: Path) -> dict[str, float]:
+    """Seconds of a training step by detector, where they were measured."""
+    if not (results / SPEED_FILE).exists():
+        return {}
+    detectors = json.loads((results / SPEED_FILE).read_text(encoding="utf-8"))["detectors"]
+    return {name: values["seconds_per_step"] for name, values in detectors.items()}
+
+
+def full_runs(runs: dict[Run, dict[str, Any]]) -> Trained:
+    """The runs in full length, by detector and epochs; a search for the rate has fewer epochs than the full runs."""
+    groups: Trained = {}
+    for run, result in runs.items():
+        groups.setdefault((run.detector, run.epochs), []).append(result)
+    longest: dict[str, int] = {}
+    for name, epochs in groups:
+        longest[name] = max(longest.get(name, 0), epochs)
+    kept = {key: group for key, group in groups.items() if len({run["rate"] for run in group}) == 1}
+    order = list(DETECTORS)
+    return dict(sorted(kept.items(), key=lambda item: (order.index(item[0][0]), item[0][1])))
+
+
+def report_text(trained: Trained, speed: dict[str, float]) -> str:
+    """A row for each detector: final AP, seconds, and what it took to reach the others' final AP."""
+    if not trained:
+        return "No run has ended yet."
+    rows = []
+    for (name, epochs), runs in trained.items():
+        seconds = speed.get(name)
+        an_epoch = seconds * steps_of_epoch(runs[0]) if seconds else None
+        rows.append(
+            [
+                DETECTORS[name].title,
+                epochs,
+                f"{runs[0]['rate']:g}",
+                len(runs),
+                *(mean_and_range([final(run)[key] for run in runs]) for key in SHOWN),
+                f"{an_epoch:.1f}" if an_epoch else "-",
+                f"{an_epoch * epochs:.0f}" if an_epoch else "-",
+                f"{max(run['memory_gib'] or 0 for run in runs):.2f}",
+            ]
+        )
+    titles = ["detector", "epochs", "rate", "seeds", *SHOWN, "s an epoch", "s in all", "peak GiB"]
+    return "\n\n".join([markdown_table(titles, rows), reached_table(trained, speed)])
+
+
+def reached_table(trained: Trained, speed: dict[str, float]) -> str:
+    """In how many epochs, and seconds, the mean AP of each detector (row) reaches the final one of each (column)."""
+    longest = {name: max(epochs for other, epochs in trained if other == name) for name, _ in trained}
+    names = list(longest)
+    curves = {name: mean_curve(trained[name, longest[name]]) for name in names}
+    rows = []
+    for name in names:
+        cells = []
+        for target in names:
+            epoch = first_epoch(curves[name], curves[target][-1][1])
+            seconds = speed.get(name)
+            if epoch is None:
+                cells.append("-")
+            else:
+                step = (
+                    f" ({epoch * steps_of_epoch(trained[name, longest[name]][0]) * seconds:.0f} s)" if seconds else ""
+                )
+                cells.append(f"{epoch:g}{step}")
+        rows.append([DETECTORS[name].title, *cells])
+    return (
+        "Epochs (seconds of training) after which the mean AP of a row's detector reaches the final mean AP of a "
+        "column's:\n\n" + markdown_table(["", *(DETECTORS[name].title for name in names)], rows)
+    )
+
+
+def final(run: dict[str, Any]) -> dict[str, Any]:
+    """The last measurement of a run; of runs that learn their few pictures by heart, the best."""
+    if run["settings"]["evaluation_steps"]:
+        return max(run["curve"], key=lambda point: point["AP50"] or 0.0)
+    return run["curve"][-1]
+
+
+def steps_of_epoch(run: dict[str, Any]) -> float:
+    """Steps of an epoch."""
+    last = run["curve"][-1]
+    return last["step"] / last["epoch"]
+
+
+def mean_curve(runs: Sequence[dict[str, Any]]) -> list[tuple[float, float]]:
+    """(epoch, mean AP over the seeds) of each measurement."""
+    return [
+        (points[0]["epoch"], statistics.mean(point["AP"] or 0.0 for point in points))
+        for points in zip(*(run["curve"] for run in runs), strict=False)
+    ]
+
+
+def first_epoch(curve: Sequence[tuple[float, float]], ap: float) -> float | None:
+    """The first measured epoch with at least this AP."""
+    return next((epoch for epoch, value in curve if value >= ap > 0), None)
+
+
+def mean_and_range(values: Sequence[float | None]) -> str:
+    """Shares as per cent: `mean (lowest to highest)`."""
+    known = [100 * value for value in values if value is not None]
+    if not known:
+        return "-"
+    return f"{statistics.mean(known):.1f} ({min(known):.1f} to {max(known):.1f})"
+
+
+def draw_curves(trained: Trained, speed: dict[str, float], picture: Path) -> None:
+    """Draw AP over epochs and, where the seconds are known, over seconds; bands from lowest to highest seed."""
+    figure = Figure(figsize=(13, 5), layout="constrained")
+    by_epoch, by_second = figure.subplots(1, 2)
+    for (name, epochs), runs in trained.items():
+        points = list(zip(*(run["curve"] for run in runs), strict=False))
+        values = [[100 * (point["AP"] or 0.0) for point in same] for same in points]
+        means, lows, highs = ([pick(of) for of in values] for pick in (statistics.mean, min, max))
+        x = [same[0]["epoch"] for same in points]
+        scales = [(by_epoch, 1.0)]
+        if name in speed:
+            scales.append((by_second, speed[name] * steps_of_epoch(runs[0])))
+        for axes, scale in scales:
+            scaled = [value * scale for value in x]
+            (line,) = axes.plot(scaled, means, marker=".", label=f"{DETECTORS[name].title}, {epochs} epochs")
+            axes.fill_between(scaled, lows, highs, color=line.get_color(), alpha=0.15)
+    for axes, what in ((by_epoch, "epochs"), (by_second, "seconds of training")):
+        axes.set(title=f"AP in per cent over {what}", xlabel=what)
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+    if by_epoch.lines:
+        by_epoch.legend(fontsize="small")
+    figure.savefig(picture, dpi=110)
