@@ -16,11 +16,8 @@ Neither has been measured on a GPU.
 import torch
 from torch.nn.attention.flex_attention import flex_attention
 
-from sap_detr_hf.model.modeling_sap_detr import (
-    SapDetrCrossAttention,
-    SapDetrForObjectDetection,
-    SapDetrSideDirectedGaussian,
-)
+from sap_detr_hf.model.modeling_sap_detr import SapDetrForObjectDetection
+from sap_detr_hf.model.side_directed_gaussian import SapDetrCrossAttention, SapDetrSideDirectedGaussian
 
 SQUARE_SCALE, LINE_SCALE = 4.0, 256.0  # of the token's channels; float16 holds maps of up to 255 tokens a side
 FAR = -1e30  # of a padding token, or the least number that the precision holds

@@ -6,11 +6,8 @@ parts of d / H per head, and attention weights are materialised.
 
 import torch
 
-from sap_detr_hf.model.modeling_sap_detr import (
-    SapDetrCrossAttention,
-    SapDetrForObjectDetection,
-    SapDetrSideDirectedGaussian,
-)
+from sap_detr_hf.model.modeling_sap_detr import SapDetrForObjectDetection
+from sap_detr_hf.model.side_directed_gaussian import SapDetrCrossAttention, SapDetrSideDirectedGaussian
 
 
 class MaterialisedGaussian(SapDetrSideDirectedGaussian):
