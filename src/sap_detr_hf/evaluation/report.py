@@ -26,6 +26,7 @@ from ..files import prepare_folder, whole_file
 from ..inference.sources import short_name
 from ..markdown_table import markdown_table
 from ..weights.pretrained import AUTOCAST_DTYPES, at_size, check_device_and_dtype, load_pretrained
+from .coco_evaluator import FASTER
 from .coco_metric import METRIC_NAMES, CocoMetric
 from .evaluate import Evaluation, evaluate_detections, ground_truth
 from .mistakes import MATCH_IOU, ThresholdCurve, count_mistakes, threshold_curve
@@ -95,7 +96,8 @@ def evaluate_model(settings: EvaluationSettings, command: str | None = None) -> 
         "image_size": dict(image_processor.size),
         "hardware": hardware_name(accelerator.device),
         "tf32": tf32_settings(accelerator.device),
-        "versions": software_versions(),
+        "evaluator": evaluation.evaluator,
+        "versions": software_versions(FASTER),
     }
     with all_processes_together():
         if accelerator.is_main_process:
