@@ -53,11 +53,15 @@ def exported() -> str:
 
 def other_figures() -> str:
     """Measurements of one figure each."""
-    loader, precision = results("loader_cpu"), results("demo_precision")
+    loader, precision, ap = (results(name) for name in ("loader_cpu", "demo_precision", "coco_evaluators_cpu"))
     rows = [
         ["data loader, R50, 2 workers, images a second", f"{loader['loader_images_per_second']:.1f}"],
         ["training, R50, 2 images a step, images a second", f"{loader['training_images_per_second']:.2f}"],
         *([f"AP of the demo's model in {dtype}", f"{precision[dtype]['AP']:.4f}"] for dtype in precision),
+        *(
+            [f"AP of {ap['setting']['images']} images, {name}, CPU seconds", f"{seconds:.1f}"]
+            for name, seconds in ap["seconds"].items()
+        ),
     ]
     return markdown_table(["measurement", "result"], rows)
 

@@ -3,6 +3,11 @@
 from collections.abc import Iterable
 
 
+def table_text(text: str) -> str:
+    """A text for a cell, its vertical lines escaped."""
+    return text.replace("|", "\\|")
+
+
 def markdown_table(header: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
     """Header and rows, cells as `str` gives them, without a line break at the end.
 

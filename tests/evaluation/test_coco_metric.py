@@ -5,12 +5,14 @@ import math
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from sap_detr_hf.evaluation.coco_evaluator import EVALUATORS, FASTER, ONE_OF_ONE
 from sap_detr_hf.evaluation.coco_metric import COCO_METRIC_PATH, METRIC_NAMES, CocoMetric, GroundTruth
 
 IMAGE_IDS = [900100, 17, 139, 285, 632, 724, 785]
@@ -65,8 +67,8 @@ def jittered_detections(annotation_file, dtype, copies=6):
     return detections
 
 
-def filled_metric(annotation_file, detections):
-    metric = CocoMetric(GroundTruth.from_json(annotation_file))
+def filled_metric(annotation_file, detections, evaluator=None):
+    metric = CocoMetric(GroundTruth.from_json(annotation_file), evaluator)
     for image_id, (boxes, scores, categories) in detections.items():
         metric.add(image_id, boxes, scores, categories)
     return metric
@@ -82,10 +84,17 @@ def official(annotation_file, prediction_file):
     return evaluator
 
 
+@pytest.fixture(params=EVALUATORS)
+def evaluator(request):
+    if request.param == FASTER:
+        pytest.importorskip("faster_coco_eval", reason="faster-coco-eval is not installed")
+    return request.param
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_equal_to_pycocotools_to_the_last_digit(annotation_file, tmp_path, dtype):
+def test_equal_to_pycocotools_to_the_last_digit(annotation_file, tmp_path, dtype, evaluator):
     detections = jittered_detections(annotation_file, dtype)
-    metric = filled_metric(annotation_file, detections)
+    metric = filled_metric(annotation_file, detections, evaluator)
     metric.write_predictions(tmp_path / "predictions.json")
     written = json.loads((tmp_path / "predictions.json").read_text())
     assert [d["bbox"] for d in written] == [b for i in sorted(detections) for b in detections[i][0].tolist()]
@@ -107,13 +116,65 @@ def test_equal_to_pycocotools_to_the_last_digit(annotation_file, tmp_path, dtype
     assert [row["category_id"] for row in result.per_class] == sorted(CATEGORIES)
 
 
-def test_more_than_100_detections_of_a_category(annotation_file, tmp_path):
+def test_more_than_100_detections_of_a_category(annotation_file, tmp_path, evaluator):
     detections = jittered_detections(annotation_file, np.float64, copies=40)
     assert max(np.unique(c, return_counts=True)[1].max() for _, _, c in detections.values() if len(c)) > 100
-    metric = filled_metric(annotation_file, detections)
+    metric = filled_metric(annotation_file, detections, evaluator)
     metric.write_predictions(tmp_path / "predictions.json")
     stats = official(annotation_file, tmp_path / "predictions.json").stats
     assert list(metric.compute().metrics.values()) == stats.tolist()
+
+
+def random_case(seed):
+    """Truth and detections by image id (text or numbers): few or many boxes, crowds, empty images, equal scores."""
+    rng = np.random.default_rng(seed)
+    ids = [f"street {9 - i % 10}-{i}" if seed % 2 else 2**53 + i for i in range([1, 4, 20][seed % 3])]
+    boxes = {i: rng.lognormal(4, 1, (int(rng.integers(0, [3, 12][seed % 2])), 4)) for i in ids}
+    annotations, detections = [], {}
+    for image_id, true in boxes.items():
+        categories = rng.choice([2, 5, 90], len(true))
+        for box, category in zip(true, categories, strict=True):
+            crowd, area = int(rng.random() < 0.1), float(box[2] * box[3] * 0.7)
+            entry = {"image_id": image_id, "category_id": int(category), "bbox": box.tolist()}
+            annotations.append({**entry, "area": area, "iscrowd": crowd})
+        found = np.concatenate(
+            [true * rng.normal(1, 0.07, true.shape) for _ in range(4)] + [rng.lognormal(4, 1, (5, 4))]
+        )
+        found_categories = np.where(
+            rng.random(len(found)) < 0.2, 5, np.append(np.tile(categories, 4), [2, 2, 5, 90, 7])
+        )
+        if rng.random() < 0.9:
+            detections[image_id] = (found, rng.random(len(found)).round([1, 8][seed % 2]), found_categories)
+    return GroundTruth.from_annotations(ids, {2: "a", 5: "b", 7: "never", 90: "c"}, annotations), detections
+
+
+def test_evaluators_agree_to_the_last_digit():
+    pytest.importorskip("faster_coco_eval", reason="faster-coco-eval is not installed")
+    lone_detections = 0
+    for seed in range(24):
+        truth, detections = random_case(seed)
+        metrics = [CocoMetric(truth, evaluator) for evaluator in EVALUATORS]
+        for metric in metrics:
+            for image_id, found in detections.items():
+                metric.add(image_id, *found)
+        official, faster = (metric.compute() for metric in metrics)
+        np.testing.assert_equal(faster.metrics, official.metrics)
+        np.testing.assert_equal(faster.per_class, official.per_class)
+        np.testing.assert_array_equal(faster.precision, official.precision)
+        lone_detections += int(np.sum(official.precision == ONE_OF_ONE))
+    assert lone_detections > 100  # where faster-coco-eval itself differs
+
+
+def test_evaluator_is_the_fastest_installed(annotation_file, monkeypatch):
+    truth = GroundTruth.from_json(annotation_file)
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", SimpleNamespace(__version__="1.10.0"))
+    assert CocoMetric(truth).evaluator == FASTER
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", SimpleNamespace(__version__="1.7.9"))
+    assert CocoMetric(truth).evaluator == "pycocotools"
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+    assert CocoMetric(truth).evaluator == "pycocotools"
+    with pytest.raises(ValueError, match="`evaluator` = 'coco' must be one of pycocotools, faster-coco-eval"):
+        CocoMetric(truth, "coco")
 
 
 def test_order_of_adding_does_not_matter(annotation_file):

@@ -378,11 +378,17 @@ def test_script_writes_the_report(script, model_dir, coco_dir, tmp_path, data, t
     assert results["hardware"]
     assert results["versions"]["torch"] == torch.__version__.split("+")[0]
     assert "--batch-size 2" in results["command"]
+    assert results["evaluator"] in results["versions"]
+    mistakes = json.loads((output / "mistakes.json").read_text())
+    assert mistakes["threshold"] == results["best_threshold"]["threshold"]
+    assert mistakes["from_threshold"]["counts"] == results["errors"]
+    assert sum(results["errors"].values()) > 0
+    assert (output / "mistakes.md").read_text().count("\n## ") == 3
     assert [row["category_id"] for row in results["per_class"]] == sorted(CATEGORIES)
     assert (output / "per_class.md").read_text().count("\n") == 2 + len(CATEGORIES)
-    for name in ("precision_recall.png", "thresholds.png"):
+    for name in ("precision_recall.png", "thresholds.png", "mistakes.png"):
         with Image.open(output / name) as plot:
-            assert plot.size == (720, 600)
+            assert plot.size in {(720, 600), (1560, 720)}
     assert 0 < results["best_threshold"]["threshold"] < 1
     assert 0 < results["best_threshold"]["F1"] <= 1
     assert len(results["worst_images"]) == len([*(output / "worst").iterdir()]) == 2
@@ -394,6 +400,7 @@ def test_script_writes_the_report(script, model_dir, coco_dir, tmp_path, data, t
     assert f"{100 * results['metrics']['AP']:.1f}" in printed
     assert "green" in printed
     assert f"threshold {results['best_threshold']['threshold']:.2f}" in printed
+    assert f"missed {results['errors']['missed']}" in printed
 
     assert script(arguments(model_dir, coco_dir, output)) == 2
     assert f"{output} is not empty" in capsys.readouterr().err

@@ -1,7 +1,8 @@
 """Measure COCO AP of a saved model and write a report.
 
 OUTPUT gets results.json (numbers, settings, versions, hardware, time), predictions.json (COCO results), per_class.md,
-precision_recall.png, thresholds.png, and with --worst the worst images.
+precision_recall.png, thresholds.png, mistakes.md, .png and .json (error types, confused classes), and with --worst the
+worst images.
 Several GPUs: accelerate launch --num_processes 4 -m sap_detr_cli evaluate MODEL DATA
 Several processes on a CPU: torchrun --nproc_per_node 2 -m sap_detr_cli evaluate MODEL DATA --device cpu
 """

@@ -21,6 +21,8 @@ def run(settings: EvaluationSettings) -> int:
         if best:
             shown = ", ".join(f"{name} {value:.2f}" for name, value in best.items())
             print(f"highest F1 at IoU {MATCH_IOU:.2f}, all classes together: {shown}")
+            errors = ", ".join(f"{kind} {count}" for kind, count in results["errors"].items())
+            print(f"errors from this score on: {errors}")
         print(f"{results['images']} images, {results['images_per_second']:.2f} a second on {results['hardware']}")
         print(f"report: {settings.output}")
     end_processes()

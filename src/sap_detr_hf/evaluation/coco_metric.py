@@ -1,4 +1,4 @@
-"""Official COCO box AP: pycocotools fed from compact arrays, one category at a time.
+"""Official COCO box AP: COCOeval fed from compact arrays, one category at a time.
 
 Boxes are x, y, width, height in pixels of the original image, ids are the data set's own, everywhere in this file.
 """
@@ -10,16 +10,17 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval, Params
+from pycocotools.cocoeval import COCOeval
 
 from ..data.coco import id_array, parse_image_id, read_boxes, read_coco, standard_objects
 from ..data.findings import FILE_ERRORS, Boxes, Findings, check_boxes, check_image_ids
 from ..files import whole_file
+from .coco_evaluator import EVALUATORS, CategoryCurves, evaluate_category, installed_evaluator
 
 # The 12 numbers in the order of COCOeval.stats.
 METRIC_NAMES = (
@@ -152,8 +153,15 @@ class GroundTruth:
         return replace(self, image_ids=wanted, **self._boxes_where(np.isin(self.box_images, wanted)))
 
     def of_image(self, image_id: int | str) -> "GroundTruth":
-        """The truth of one image."""
-        return self.select([image_id])
+        """The truth of one image.
+
+        Raises:
+            ValueError: the image is not part of this truth.
+        """
+        rows = self._rows_by_image.get(image_id)
+        if rows is None:
+            return self.select([image_id])
+        return replace(self, image_ids=np.array([image_id]), **self._boxes_where(rows))
 
     def of_category(self, category_id: int) -> "GroundTruth":
         """The boxes of one category, with all images."""
@@ -165,6 +173,13 @@ class GroundTruth:
             return None
         kind = "every box is a crowd region" if len(self.boxes) else "there are no boxes"
         return f"AP is not a number: {kind} in the annotations of the {len(self.image_ids)} images"
+
+    @cached_property
+    def _rows_by_image(self) -> dict[int | str, np.ndarray]:
+        """Image id -> places of its boxes, for images with boxes."""
+        order = np.argsort(self.box_images, kind="stable")
+        images, starts = np.unique(self.box_images[order], return_index=True)
+        return dict(zip(images.tolist(), np.split(order, starts[1:]), strict=True)) if len(images) else {}
 
     def _boxes_where(self, keep: np.ndarray) -> dict[str, Any]:
         return {name: getattr(self, name)[keep] for name in ("box_images", "box_categories", "boxes", "areas", "crowd")}
@@ -186,36 +201,28 @@ class CocoResult:
     precision: np.ndarray
 
 
-class CategoryCurves(NamedTuple):
-    """What COCOeval accumulates of one category; -1 where it has nothing to count."""
-
-    precision: np.ndarray  # (IoU 10, recall 101, area 4, maxDets 3)
-    recall: np.ndarray  # (IoU 10, area 4, maxDets 3)
-
-    @classmethod
-    def undefined(cls) -> "CategoryCurves":
-        """Of a category without boxes."""
-        sizes = Params(iouType="bbox")
-        shape = (len(sizes.areaRng), len(sizes.maxDets))
-        iou, recall = len(sizes.iouThrs), len(sizes.recThrs)
-        return cls(-np.ones((iou, recall, *shape)), -np.ones((iou, *shape)))
-
-
 class CocoMetric:
     """Collects detections image by image and computes COCO AP.
 
     It keeps three small arrays an image (8 kB for 300 detections in float32), whatever the size of picture or batch.
-    `compute` hands pycocotools one category at a time, so that its many small Python objects exist for one category
-    only. The numbers are those of pycocotools on the whole file, to the last digit. The one deliberate difference:
-    pycocotools never counts a match with an annotation of id 0 (it takes the id as "matched?"); here annotation ids
-    play no part.
+    `compute` hands COCOeval one category at a time, so that its many small Python objects exist for one category
+    only. The numbers are those of pycocotools on the whole file, to the last digit, by either evaluator. The one
+    deliberate difference: pycocotools never counts a match with an annotation of id 0 (it takes the id as "matched?");
+    here annotation ids play no part.
 
     Args:
         truth: the annotated boxes; images that never get detections count as images without detections.
+        evaluator: "pycocotools" or "faster-coco-eval"; the latter where it is installed, if not given.
+
+    Raises:
+        ValueError: there is no such evaluator.
     """
 
-    def __init__(self, truth: GroundTruth):
+    def __init__(self, truth: GroundTruth, evaluator: str | None = None):
         self.truth = truth
+        self.evaluator = installed_evaluator() if evaluator is None else evaluator
+        if self.evaluator not in EVALUATORS:
+            raise ValueError(f"`evaluator` = {evaluator!r} must be one of {', '.join(EVALUATORS)}")
         self._known_images = set(truth.image_ids.tolist())
         self._detections: dict[int | str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
 
@@ -286,7 +293,8 @@ class CocoMetric:
         for category_id in category_ids:
             rows = categories == category_id
             truth = self.truth.of_category(category_id)
-            curves[category_id] = _evaluate_category(category_id, truth, images[rows], boxes[rows], scores[rows])
+            true = (truth.box_images, truth.boxes, truth.areas, truth.crowd)
+            curves[category_id] = evaluate_category(true, (images[rows], boxes[rows], scores[rows]), self.evaluator)
         return curves
 
     def summarize(self, curves: Mapping[int, CategoryCurves]) -> CocoResult:
@@ -323,44 +331,6 @@ class CocoMetric:
             np.concatenate([detections[part] for _, detections in ordered]) for part in range(3)
         )
         return images, boxes, scores, categories
-
-
-def _evaluate_category(
-    category_id: int, truth: GroundTruth, images: np.ndarray, boxes: np.ndarray, scores: np.ndarray
-) -> CategoryCurves:
-    """COCOeval on the true boxes and the detections of one category."""
-    if not len(truth.boxes):  # its detections count nowhere
-        return CategoryCurves.undefined()
-    # Ids must start at 1: pycocotools stores the id of the matched box as "matched".
-    true_arrays = (truth.box_images, truth.boxes, truth.areas, truth.crowd)
-    true_boxes = [
-        {"id": i, "image_id": image, "category_id": category_id, "bbox": box, "area": area, "iscrowd": int(crowd)}
-        for i, (image, box, area, crowd) in enumerate(zip(*(a.tolist() for a in true_arrays), strict=True), start=1)
-    ]
-    found_arrays = (images, boxes, scores)
-    found = [
-        {"id": i, "image_id": image, "category_id": category_id, "bbox": box, "area": box[2] * box[3], "score": score}
-        for i, (image, box, score) in enumerate(zip(*(a.tolist() for a in found_arrays), strict=True), start=1)
-    ]
-    # Images without this category change nothing.
-    image_ids = np.union1d(truth.box_images, images).tolist()
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth_index, found_index = (_coco_index(image_ids, category_id, a) for a in (true_boxes, found))
-        evaluator = COCOeval(truth_index, found_index, "bbox")
-        evaluator.evaluate()
-        evaluator.accumulate()
-    return CategoryCurves(evaluator.eval["precision"][:, :, 0], evaluator.eval["recall"][:, 0])
-
-
-def _coco_index(image_ids: list[int], category_id: int, annotations: list[dict[str, Any]]) -> COCO:
-    index = COCO()
-    index.dataset = {
-        "images": [{"id": image_id} for image_id in image_ids],
-        "categories": [{"id": category_id}],
-        "annotations": annotations,
-    }
-    index.createIndex()
-    return index
 
 
 def _official_numbers(precision: np.ndarray, recall: np.ndarray) -> dict[str, float]:

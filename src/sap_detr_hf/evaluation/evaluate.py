@@ -34,6 +34,7 @@ class Evaluation:
         precision: (10, 101, classes), see `CocoResult`.
         images: number of images.
         seconds: for loading and predicting them (without the AP itself).
+        evaluator: the package that computed AP, one of `coco_evaluator.EVALUATORS`.
         predictions: the detections; on the main process only, else None.
     """
 
@@ -42,6 +43,7 @@ class Evaluation:
     precision: np.ndarray
     images: int
     seconds: float
+    evaluator: str
     predictions: CocoMetric | None
 
     @property
@@ -124,7 +126,13 @@ def evaluate_detections(
     result = metric.compute() if accelerator is None else _compute_together(metric, accelerator)
     is_main = accelerator is None or accelerator.is_main_process
     return Evaluation(
-        result.metrics, result.per_class, result.precision, len(dataset), seconds, metric if is_main else None
+        metrics=result.metrics,
+        per_class=result.per_class,
+        precision=result.precision,
+        images=len(dataset),
+        seconds=seconds,
+        evaluator=metric.evaluator,
+        predictions=metric if is_main else None,
     )
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from pycocotools import mask as mask_api
 
-from .coco_metric import CocoMetric
+from .coco_metric import CocoMetric, GroundTruth
 
 MATCH_IOU = 0.5
 LEAST_SCORE = 0.01  # weaker detections are of no use at any threshold
@@ -21,11 +21,30 @@ class Mistakes(NamedTuple):
 
 
 class MatchedImage(NamedTuple):
-    """Scores (n,) and outcomes (n,) of an image's detections, and the number of its true boxes without crowd."""
+    """An image's detections, the best score first, matched with its true boxes.
+
+    Args:
+        scores: (n,).
+        outcomes: (n,) `RIGHT`, `FALSE` or `EXCUSED`.
+        boxes: (n, 4) x, y, width, height in pixels.
+        categories: (n,) category ids.
+        true: the t true boxes, crowd regions included.
+        ious: (n, t) with true boxes of all classes; with a crowd region, the share of the detection inside it.
+        matches: (n,) place of the true box that a right detection found; -1 for the others.
+    """
 
     scores: np.ndarray
     outcomes: np.ndarray
-    true_boxes: int
+    boxes: np.ndarray
+    categories: np.ndarray
+    true: GroundTruth
+    ious: np.ndarray
+    matches: np.ndarray
+
+    @property
+    def true_boxes(self) -> int:
+        """Number of true boxes without crowd regions."""
+        return int((~self.true.crowd).sum())
 
 
 @dataclass(frozen=True)
@@ -73,32 +92,37 @@ def count_mistakes(predictions: CocoMetric, image_id: int | str, score: float) -
     return Mistakes(matched.true_boxes - int((matched.outcomes == RIGHT).sum()), int((matched.outcomes == FALSE).sum()))
 
 
-def match_image(predictions: CocoMetric, image_id: int | str, score: float) -> MatchedImage:
-    """Match class by class, the best score first; detections below `score` are left out."""
+def match_image(predictions: CocoMetric, image_id: int | str, score: float, most: int | None = None) -> MatchedImage:
+    """Match class by class, the best score first; detections below `score` or after the `most` best are left out."""
     true = predictions.truth.of_image(image_id)
     boxes, scores, categories = predictions.detections(image_id)
-    kept, outcomes = [np.zeros(0)], [np.zeros(0, dtype=np.int8)]
-    for category_id in np.unique(categories[scores >= score]).tolist():
-        here = np.flatnonzero((categories == category_id) & (scores >= score))
-        here = here[np.argsort(-scores[here], kind="stable")]
-        true_here = true.of_category(category_id)
-        kept.append(scores[here])
-        outcomes.append(_match(boxes[here], true_here.boxes, true_here.crowd))
-    return MatchedImage(np.concatenate(kept), np.concatenate(outcomes), int((~true.crowd).sum()))
+    best = np.argsort(-scores, kind="stable")[:most]
+    best = best[scores[best] >= score]
+    boxes, scores, categories = boxes[best], scores[best], categories[best]
+    ious = np.zeros((len(boxes), len(true.boxes)))
+    if ious.size:
+        ious = mask_api.iou(boxes.astype(np.float64), true.boxes, true.crowd.astype(np.uint8).tolist())
+    same_class_ious = ious * (categories[:, None] == true.box_categories)
+    outcomes, matches = _match(same_class_ious, true.crowd)
+    return MatchedImage(scores, outcomes, boxes, categories, true, ious, matches)
 
 
-def _match(detected: np.ndarray, true: np.ndarray, crowd: np.ndarray) -> np.ndarray:
-    """Outcomes (n,) of detections of one class (n, 4) x, y, width, height, in this order."""
-    outcomes = np.full(len(detected), FALSE, dtype=np.int8)
-    if not len(detected) or not len(true):
-        return outcomes
-    ious = mask_api.iou(detected.astype(np.float64), true, crowd.astype(np.uint8).tolist())  # (detected, true)
+def _match(ious: np.ndarray, crowd: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Outcomes (n,) and matched true boxes (n,), -1 for none, of detections in this order.
+
+    Args:
+        ious: (n, true) of each detection with the true boxes of its class, 0 for the others.
+        crowd: (true,) bool.
+    """
+    outcomes = np.full(len(ious), FALSE, dtype=np.int8)
+    matches = np.full(len(ious), -1)
     free = ~crowd
-    for number, row in enumerate(ious):
+    for number in np.flatnonzero((ious >= MATCH_IOU).any(axis=1)):
+        row = ious[number]
         best = int(np.argmax(np.where(free, row, -1)))
         if free[best] and row[best] >= MATCH_IOU:
             free[best] = False
-            outcomes[number] = RIGHT
+            outcomes[number], matches[number] = RIGHT, best
         elif (row[crowd] >= MATCH_IOU).any():
             outcomes[number] = EXCUSED
-    return outcomes
+    return outcomes, matches

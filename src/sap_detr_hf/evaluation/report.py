@@ -1,4 +1,4 @@
-"""An evaluation from model and data to its report: results.json, predictions.json, tables, plot, the worst images."""
+"""An evaluation from model and data to its report: numbers, predictions, tables, plots, mistakes, the worst images."""
 
 import json
 import math
@@ -24,8 +24,10 @@ from ..drawing import contact_sheet, draw_detections
 from ..environment import hardware_name, software_versions, tf32_settings
 from ..files import prepare_folder, whole_file
 from ..inference.sources import short_name
-from ..markdown_table import markdown_table
+from ..markdown_table import markdown_table, table_text
 from ..weights.pretrained import AUTOCAST_DTYPES, at_size, check_device_and_dtype, load_pretrained
+from . import error_report
+from .coco_evaluator import FASTER
 from .coco_metric import METRIC_NAMES, CocoMetric
 from .evaluate import Evaluation, evaluate_detections, ground_truth
 from .mistakes import MATCH_IOU, ThresholdCurve, count_mistakes, threshold_curve
@@ -33,13 +35,16 @@ from .mistakes import MATCH_IOU, ThresholdCurve, count_mistakes, threshold_curve
 TABLE_COLUMNS = ("boxes", "AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR100")
 RECALLS = np.linspace(0, 1, 101)
 SHOWN_SCORE = 0.5  # the worst images are those with the most mistakes among detections of at least this score
-PREDICTIONS, CLASSES, PRECISION_RECALL, THRESHOLDS, WORST, RESULTS = REPORT = (
+PREDICTIONS, CLASSES, PRECISION_RECALL, THRESHOLDS, MISTAKES, WORST, RESULTS, *_ = REPORT = (
     "predictions.json",
     "per_class.md",
     "precision_recall.png",
     "thresholds.png",
+    "mistakes.json",
     "worst",
     "results.json",
+    error_report.TABLES,
+    error_report.PLOT,
 )
 
 
@@ -47,14 +52,16 @@ def evaluate_model(settings: EvaluationSettings, command: str | None = None) -> 
     """Evaluates a saved model and writes the report into `settings.output`; several processes all call this.
 
     The folder gets results.json (numbers, settings, versions, hardware, time), predictions.json (COCO result format),
-    per_class.md, precision_recall.png, thresholds.png, and worst/ where asked for.
+    per_class.md, precision_recall.png, thresholds.png, mistakes.md, .png and .json (error types, confused classes), and
+    worst/ where asked for.
 
     Args:
         settings: see there.
         command: the command line, for results.json.
 
     Returns:
-        The content of results.json, on every process (the main one's also has `best_threshold` and `worst_images`).
+        The content of results.json, on every process (the main one's also has `best_threshold`, `errors` and
+        `worst_images`).
 
     Raises:
         OSError, ValueError: a model, data set, image or folder that cannot be used; on all processes together.
@@ -95,7 +102,8 @@ def evaluate_model(settings: EvaluationSettings, command: str | None = None) -> 
         "image_size": dict(image_processor.size),
         "hardware": hardware_name(accelerator.device),
         "tf32": tf32_settings(accelerator.device),
-        "versions": software_versions(),
+        "evaluator": evaluation.evaluator,
+        "versions": software_versions(FASTER),
     }
     with all_processes_together():
         if accelerator.is_main_process:
@@ -130,6 +138,10 @@ def _write_report(
     curve = threshold_curve(evaluation.predictions)
     plot_thresholds(output / THRESHOLDS, curve)
     results["best_threshold"] = curve.best()
+    threshold = results["best_threshold"]["threshold"] if results["best_threshold"] else SHOWN_SCORE
+    mistakes = error_report.write_mistakes(output, evaluation.predictions, threshold)
+    write_results(output / MISTAKES, mistakes)
+    results["errors"] = mistakes["from_threshold"]["counts"]
     if worst:
         results["worst_images"] = draw_worst_images(output / WORST, data.dataset, evaluation.predictions, worst)
     # Last, so that a report with results.json is complete.
@@ -137,7 +149,7 @@ def _write_report(
 
 
 def write_results(path: str | os.PathLike, results: Mapping[str, Any]) -> None:
-    """Writes results.json (aside, then renamed); NaN becomes null, which JSON has."""
+    """Writes a JSON file (aside, then renamed); NaN becomes null, which JSON has."""
     text = json.dumps(_without_nan(results), indent=2, allow_nan=False) + "\n"
     with whole_file(path) as aside:
         aside.write_text(text, encoding="utf-8")
@@ -152,7 +164,7 @@ def metrics_table(metrics: Mapping[str, float]) -> str:
 def class_table(per_class: Sequence[Mapping[str, Any]]) -> str:
     """Markdown table of the classes, numbers in per cent; "-" where COCO has nothing to count."""
     rows = [
-        [str(row["category_id"]), row["name"].replace("|", "\\|"), str(row["boxes"])]
+        [str(row["category_id"]), table_text(row["name"]), str(row["boxes"])]
         + [_per_cent(row[name]) for name in TABLE_COLUMNS[1:]]
         for row in per_class
     ]

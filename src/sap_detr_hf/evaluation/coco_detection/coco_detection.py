@@ -5,7 +5,7 @@ import evaluate
 
 from sap_detr_hf.evaluation.coco_metric import CocoMetric, GroundTruth
 
-_DESCRIPTION = "Official COCO average precision and recall of boxes, computed by pycocotools."
+_DESCRIPTION = "Official COCO average precision and recall of boxes, computed by COCOeval."
 _INPUTS = """
 Args:
     predictions: one dict an image: image_id, bbox (n x 4: x, y, width, height in pixels), category (n), score (n).
