@@ -48,6 +48,7 @@ FORMS = {
     "released": "computed as the released code does",
     "channels": "the Gaussian as further channels of queries and keys",
     "flex": "the Gaussian in flex attention",
+    "kernel": "deformable attention by the Hub's kernel, on a GPU",
 }
 MODELS = (*VARIANTS, *PEERS)
 
@@ -56,14 +57,14 @@ def build_model(name: str, **overrides) -> PreTrainedModel:
     """A model with random weights and 91 classes, in evaluation mode.
 
     Args:
-        name: one of `MODELS`; SAP-DETR's may be followed by `:` and one of `FORMS`.
-        overrides: configuration fields of a SAP-DETR, such as `query_grid`.
+        name: one of `MODELS`; SAP-DETR's may be followed by `:` and one of `FORMS`, transformers' DETRs by `:compiled`.
+        overrides: configuration fields, such as `query_grid`.
 
     Raises:
         ValueError: no such model or form.
     """
     variant, _, form = name.partition(":")
-    if variant in PEERS and not form:
+    if variant in PEERS and form in ("", "compiled"):
         config, model, own = PEERS[variant]
         fields = {
             "backbone_config": R50_BACKBONE,
@@ -72,7 +73,8 @@ def build_model(name: str, **overrides) -> PreTrainedModel:
             "num_labels": 91,
             **own,
         }
-        return model(config.from_dict({**fields, "auxiliary_loss": True, **overrides})).eval()
+        peer = model(config.from_dict({**fields, "auxiliary_loss": True, **overrides})).eval()
+        return compiled(peer) if form else peer
     if variant not in VARIANTS or form not in FORMS:
         forms = ", ".join(form for form in FORMS if form)
         raise ValueError(f"Unknown model {name!r}: choose of {', '.join(MODELS)}, SAP-DETR's with :{forms} if wanted.")
@@ -85,10 +87,14 @@ def build_model(name: str, **overrides) -> PreTrainedModel:
         return gaussian_form(sap_detr, form)
     if form in ("optimized", "compiled"):
         sap_detr.optimize_for_inference()
-    if form == "compiled":
-        allow_compilations()  # a run may compare many compiled models
-        sap_detr.compile(options={"freezing": True})  # weights become constants, laid out for the device
-    return sap_detr
+    return compiled(sap_detr) if form == "compiled" else sap_detr
+
+
+def compiled(model: PreTrainedModel) -> PreTrainedModel:
+    """Compile a model in place for inference: its weights become constants, laid out for the device."""
+    allow_compilations()  # a run may compare many compiled models
+    model.compile(options={"freezing": True})
+    return model
 
 
 def count_cost(name: str, height: int, width: int, **overrides) -> tuple[int, int]:
@@ -109,8 +115,10 @@ def count_training_products(name: str, height: int, width: int, **overrides) -> 
 
 def _model_to_count(name: str, height: int, width: int, **overrides) -> tuple[Any, dict[str, torch.Tensor]]:
     """A model before any folding, and one image for it; without memory where the model allows it."""
-    with torch.device("cpu" if name in PEERS else "meta"):  # the peers look at the values of their masks
-        model = build_model(name if name.endswith(":released") else name.partition(":")[0], **overrides)
+    variant = name.partition(":")[0]
+    values = "cuda" if torch.cuda.is_available() else "cpu"
+    with torch.device(values if variant in PEERS else "meta"):  # the peers look at the values of their masks
+        model = build_model(name if name.endswith(":released") else variant, **overrides)
         inputs = image_batch(height, width, 1)
     if not name.endswith(":released"):
         model.set_attn_implementation("eager")  # the same products as in every other implementation

@@ -10,6 +10,7 @@ import transformers
 from PIL import Image
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.models.deformable_detr.modeling_deformable_detr import MultiScaleDeformableAttention
 
 import sap_detr_hf
 from sap_detr_hf.model.loss import sap_detr_loss
@@ -46,6 +47,8 @@ class Case:
         """The model on the device, its convolutions channels last on a GPU."""
         model: Any = build_model(self.model, **self.overrides)
         model = model.to(self.device)
+        if self.model.endswith(":kernel"):
+            use_deformable_kernel(model)
         return model if self.device == "cpu" else model.to(memory_format=torch.channels_last)
 
     def inputs(self) -> dict[str, torch.Tensor]:
@@ -56,6 +59,18 @@ class Case:
     def autocast(self) -> torch.autocast:
         """The precision that the case asks for."""
         return torch.autocast(self.device, AUTOCAST_DTYPES[self.dtype], enabled=AUTOCAST_DTYPES[self.dtype] is not None)
+
+
+def use_deformable_kernel(model: PreTrainedModel) -> None:
+    """Let the Hub's kernel compute deformable attention.
+
+    Raises:
+        ValueError: it cannot be loaded here, or the model has no deformable attention.
+    """
+    model.set_use_kernels(True)
+    sampling = [module for module in model.modules() if isinstance(module, MultiScaleDeformableAttention)]
+    if not any(module.forward.__func__ is not MultiScaleDeformableAttention.forward for module in sampling):
+        raise ValueError("The kernel `kernels-community/deformable-detr` is not to be had here.")
 
 
 def forward_pass(case: Case) -> Callable[[], Any]:
