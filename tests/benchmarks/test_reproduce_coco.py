@@ -43,6 +43,7 @@ def test_converts_evaluates_compares_and_shows_the_card(
 ):
     reported = {"r50": {"AP": ap, "AP_small": 0.0}}
     monkeypatch.setattr(command, "REPORTED_BY_AUTHORS", reported)
+    monkeypatch.setattr(command, "variant_of", lambda config: "r50")
     monkeypatch.setattr(command, "ARCHITECTURE", ())  # the checkpoint is smaller than any published one
     arguments = [str(checkpoint), str(coco), "--output", str(tmp_path), "--device", "cpu"]
     assert command.main([*arguments, "--publish", "someone/sap-detr-r50", "--dry-run"]) == code
