@@ -17,7 +17,7 @@ GRADIENT_ERROR = 2.0  # times the bias's error that a form's gradients may have
 def report(results: list[dict[str, Any]]) -> str:
     """The steps' files (see [`benchmarks.measure_gpu.run_in_process`]) -> Markdown."""
     found = {each["step"]: each["result"] for each in results}
-    measured = next((each for each in results if "hardware" in each), None)
+    measured = next((each for each in results if "hardware" in each), {})
     steps = [[each["step"], each["status"], f"{each['seconds']:.0f}", _finding(each)] for each in results]
     parts = [setting(measured)] if measured else []
     dry_run = bool(measured) and measured["hardware"]["device"] == "cpu"

@@ -294,7 +294,7 @@ def gaussian(size: Size) -> Iterator[dict]:
         for rows in measured([size.case(task, model) for model in models], size.rounds):
             result[task] = rows
             yield result
-    model = build_model("r50-dc5", **size.case("forward", "r50-dc5").overrides)
+    model: Any = build_model("r50-dc5", **size.case("forward", "r50-dc5").overrides)
     errors = {form or "bias": gradient_errors(model, form, size.device) for form in (None, *learning)}
     yield {**result, "gradient_errors": errors}
 

@@ -13,22 +13,25 @@ GPUs: start it with `accelerate launch -m benchmarks.reproduce_coco`.
 import argparse
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 
 from sap_detr_cli.recipes import read_recipe
+from sap_detr_cli.settings.convert_checkpoint import ConversionSettings
 from sap_detr_cli.settings.evaluate import EvaluationSettings
 from sap_detr_cli.settings.publish import PublishSettings
 from sap_detr_cli.settings.train import TrainingSettings
+from sap_detr_hf.cli.convert_checkpoint import run as convert
 from sap_detr_hf.cli.publish import run as publish
 from sap_detr_hf.evaluation.report import evaluate_model, write_results
-from sap_detr_hf.hub.model_card import ARCHITECTURE, COCO_ID, REPORTED_BY_AUTHORS, variant_of
+from sap_detr_hf.hub.model_card import COCO_ID, REPORTED_BY_AUTHORS
+from sap_detr_hf.hub.publish import sources_of_directory
 from sap_detr_hf.markdown_table import markdown_table
-from sap_detr_hf.model.configuration_sap_detr import SapDetrConfig
 from sap_detr_hf.training.loop import train
-from sap_detr_hf.weights.convert import ConversionError, convert_checkpoint
+from sap_detr_hf.weights.convert import ConversionError
 
 
 def model_directory(source: str, coco: str, output: Path) -> Path | None:
@@ -36,7 +39,7 @@ def model_directory(source: str, coco: str, output: Path) -> Path | None:
     model = output / "model"
     if Path(source).suffix in (".pth", ".pt"):
         if PartialState().is_main_process and not (model / "config.json").exists():
-            convert_checkpoint(source, model, verify=True)
+            convert(ConversionSettings(source, str(model), verify=True))
         PartialState().wait_for_everyone()
         return model
     settings = {**read_recipe(source), "data": coco, "output_dir": str(model), "resume": "auto"}
@@ -49,16 +52,14 @@ def compare_with_authors(model: Path, metrics: dict[str, float], tolerance: floa
     Raises:
         ValueError: the authors report nothing about this model.
     """
-    config = SapDetrConfig.from_pretrained(model)
-    variant = variant_of(config)
-    published = SapDetrConfig.from_variant(variant) if variant else None
-    if variant is None or any(getattr(config, name) != getattr(published, name) for name in ARCHITECTURE):
+    sources = replace(sources_of_directory(model), converted=True)  # a training of the same model is compared as well
+    reported = sources.reported
+    if reported is None:
         known = ", ".join(REPORTED_BY_AUTHORS)
         raise ValueError(f"{model} is none of the models whose AP the authors report ({known}).")
-    reported = REPORTED_BY_AUTHORS[variant]
     measured = {name: 100 * metrics[name] for name in reported}
     reproduced = abs(measured["AP"] - reported["AP"]) <= tolerance
-    return {"variant": variant, "reported": reported, "measured": measured, "reproduced": reproduced}
+    return {"variant": sources.variant, "reported": reported, "measured": measured, "reproduced": reproduced}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -69,7 +69,7 @@ def use_deformable_kernel(model: PreTrainedModel) -> None:
     """
     model.set_use_kernels(True)
     sampling = [module for module in model.modules() if isinstance(module, MultiScaleDeformableAttention)]
-    if not any(module.forward.__func__ is not MultiScaleDeformableAttention.forward for module in sampling):
+    if all(module.forward.__func__ is MultiScaleDeformableAttention.forward for module in sampling):  # type: ignore[attr-defined]
         raise ValueError("The kernel `kernels-community/deformable-detr` is not to be had here.")
 
 

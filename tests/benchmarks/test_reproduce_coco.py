@@ -41,10 +41,10 @@ def checkpoint(tmp_path_factory):
 def test_converts_evaluates_compares_and_shows_the_card(
     checkpoint, coco, tmp_path, monkeypatch, capsys, ap, code, verdict
 ):
-    reported = {"r50": {"AP": ap, "AP_small": 0.0}}
-    monkeypatch.setattr(command, "REPORTED_BY_AUTHORS", reported)
-    monkeypatch.setattr(command, "variant_of", lambda config: "r50")
-    monkeypatch.setattr(command, "ARCHITECTURE", ())  # the checkpoint is smaller than any published one
+    reported = {"r50": {"AP": ap, "AP_small": 0.0, "AP_medium": 0.0, "AP_large": 0.0}}
+    monkeypatch.setattr(model_card, "REPORTED_BY_AUTHORS", reported)
+    monkeypatch.setattr(model_card, "variant_of", lambda config: "r50")
+    monkeypatch.setattr(model_card, "ARCHITECTURE", ())  # the checkpoint is smaller than any published one
     arguments = [str(checkpoint), str(coco), "--output", str(tmp_path), "--device", "cpu"]
     assert command.main([*arguments, "--publish", "someone/sap-detr-r50", "--dry-run"]) == code
     shown = capsys.readouterr().out
