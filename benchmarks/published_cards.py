@@ -5,6 +5,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import yaml
+from transformers import AutoConfig
 
 from sap_detr_cli.recipes import read_recipe
 from sap_detr_cli.settings.train import TrainingSettings
@@ -40,7 +41,7 @@ def demo_card(sources: Path) -> str:
     evaluation = read_results(sources / "results.json")
     return model_card(
         CardSources(
-            SapDetrConfig.from_json_file(sources / "config.json"),
+            AutoConfig.from_pretrained(sources),
             evaluation=evaluation,
             settings=TrainingSettings(**read_recipe(sources / "settings.yaml")),
             image_size=evaluation["image_size"],

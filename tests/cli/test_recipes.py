@@ -13,8 +13,8 @@ from sap_detr_cli.main import main
 from sap_detr_cli.options import options, parse
 from sap_detr_cli.recipes import read_recipe, recipe_files, recipe_folder
 from sap_detr_cli.settings.train import TrainingSettings
-from sap_detr_hf import SapDetrConfig
 from sap_detr_hf.model.configuration_sap_detr import FURTHER_VARIANTS
+from sap_detr_hf.weights.variants import config_of_variant
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted(recipe_folder().glob("*.yaml"))
@@ -40,7 +40,7 @@ def test_every_recipe_is_valid_and_the_published_ones_are_the_published_recipe()
         extra += [] if "data" in recipe else ["--data", "some/data"]
         settings = parse(TrainingSettings, [str(path), *extra])
         if settings.variant:
-            SapDetrConfig.from_variant(settings.variant, **settings.model_overrides)
+            config_of_variant(settings.variant, **settings.model_overrides)
         if path.stem.startswith("coco_"):
             published[path.stem] = (settings.variant, settings.epochs, settings.drop_epoch, settings.effective_batch)
             assert settings.augmentation == "released"
