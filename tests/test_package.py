@@ -120,10 +120,25 @@ def test_installed_packages_fit_each_other():
     assert checked.returncode == 0, checked.stdout
 
 
-def test_models_share_the_base_class():
-    for model_class in (sap_detr_hf.SapDetrModel, sap_detr_hf.SapDetrForObjectDetection):
-        assert issubclass(model_class, sap_detr_hf.SapDetrPreTrainedModel)
-        assert model_class.config_class is sap_detr_hf.SapDetrConfig
+@pytest.mark.parametrize(
+    ("base", "models", "config"),
+    [
+        (
+            sap_detr_hf.SapDetrPreTrainedModel,
+            (sap_detr_hf.SapDetrModel, sap_detr_hf.SapDetrForObjectDetection),
+            sap_detr_hf.SapDetrConfig,
+        ),
+        (
+            sap_detr_hf.SapDinoDetrPreTrainedModel,
+            (sap_detr_hf.SapDinoDetrModel, sap_detr_hf.SapDinoDetrForObjectDetection),
+            sap_detr_hf.SapDinoDetrConfig,
+        ),
+    ],
+)
+def test_models_of_a_type_share_the_base_class(base, models, config):
+    for model_class in models:
+        assert issubclass(model_class, base)
+        assert model_class.config_class is config
 
 
 def modules_with(text: str) -> list[str]:
