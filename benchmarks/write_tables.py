@@ -51,6 +51,23 @@ def exported() -> str:
     return markdown_table(["file", "images", "MB", "AP", "AP50", "times as fast as torch"], rows)
 
 
+def slices() -> str:
+    """AP of the demo's model on mosaics of its validation pictures, in slices."""
+    measured = results("slices_cpu")
+    single = measured["runs"][0]["AP"]
+    rows = [
+        [
+            run["pictures"],
+            str(run.get("overlap", "")),
+            {True: "yes", False: "no"}.get(run.get("whole_image"), ""),
+            *(f"{run[key]:.3f}" for key in ("AP", "AP50")),
+            f"{100 * run['AP'] / single:.0f} %",
+        ]
+        for run in measured["runs"]
+    ]
+    return markdown_table(["images", "overlap", "whole image too", "AP", "AP50", "AP against one by one"], rows)
+
+
 def other_figures() -> str:
     """Measurements of one figure each."""
     loader, precision = results("loader_cpu"), results("demo_precision")
@@ -68,7 +85,13 @@ def convergence() -> str:
     return "\n".join(line for line in lines if line.startswith("|"))
 
 
-SINGLE_TABLES = {"demo": demo, "exported": exported, "other-figures": other_figures, "convergence": convergence}
+SINGLE_TABLES = {
+    "demo": demo,
+    "exported": exported,
+    "slices": slices,
+    "other-figures": other_figures,
+    "convergence": convergence,
+}
 
 
 def filled(text: str) -> str:
