@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 from absent_packages import run_without
@@ -15,6 +16,8 @@ from transformers import pipeline
 from sap_detr_hf import SapDetrImageProcessorPil
 from sap_detr_hf.hub.endpoint import endpoint_contents
 from sap_detr_hf.hub.publish import prepared_folder
+
+ROOT = Path(__file__).parents[2]
 
 CALL = """
 import base64, importlib.util, json, sys
@@ -112,10 +115,11 @@ def test_requirements_are_those_of_the_models_code(model_dir):
     assert all(Requirement(line).specifier for line in lines)
 
 
-def test_only_endpoint_sends_the_handler(model_dir, capsys):
+def test_only_endpoint_sends_the_handler(model_dir, tmp_path, capsys):
+    card = shutil.copy(ROOT / "model_cards" / "demo.md", tmp_path)
     publish = load_script("publish").main
     sent = []
     for options in ([], ["--endpoint"]):
-        assert publish([str(model_dir), "someone/model", "--license", "mit", "--dry-run", *options]) == 0
+        assert publish([str(model_dir), "someone/model", "--card", str(card), "--dry-run", *options]) == 0
         sent.append(set(re.findall(r"bytes  (\S+)$", capsys.readouterr().out, re.MULTILINE)))
     assert sent[1] - sent[0] == {"handler.py", "requirements.txt"}
