@@ -183,7 +183,8 @@ def synchronizations(action: Callable[[], Any], device: str = "cuda") -> list[st
 
     def note(message, *_, **__):
         if SYNCHRONIZED in str(message):
-            places.append(_place(traceback.extract_stack()[:-1]))
+            stack = traceback.extract_stack()[:-1]
+            places.append(_place([frame for frame in stack if frame.filename != warnings.__file__]))
 
     with warnings.catch_warnings():
         warnings.simplefilter("always")

@@ -51,6 +51,23 @@ def exported() -> str:
     return markdown_table(["file", "images", "MB", "AP", "AP50", "times as fast as torch"], rows)
 
 
+def slices() -> str:
+    """AP of the demo's model on mosaics of its validation pictures, in slices."""
+    measured = results("slices_cpu")
+    single = measured["runs"][0]["AP"]
+    rows = [
+        [
+            run["pictures"],
+            str(run.get("overlap", "")),
+            {True: "yes", False: "no"}.get(run.get("whole_image"), ""),
+            *(f"{run[key]:.3f}" for key in ("AP", "AP50")),
+            f"{100 * run['AP'] / single:.0f} %",
+        ]
+        for run in measured["runs"]
+    ]
+    return markdown_table(["images", "overlap", "whole image too", "AP", "AP50", "AP against one by one"], rows)
+
+
 def other_figures() -> str:
     """Measurements of one figure each."""
     loader, precision, ap = (results(name) for name in ("loader_cpu", "demo_precision", "coco_evaluators_cpu"))
@@ -72,7 +89,7 @@ def comparison(data_set: str) -> str:
     return report.read_text(encoding="utf-8").rstrip() if report.exists() else "Not measured yet."
 
 
-SINGLE_TABLES = {"demo": demo, "exported": exported, "other-figures": other_figures}
+SINGLE_TABLES = {"demo": demo, "exported": exported, "slices": slices, "other-figures": other_figures}
 
 
 def filled(text: str) -> str:

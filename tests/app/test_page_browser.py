@@ -161,6 +161,24 @@ def test_points_and_attention_change_the_picture(page, pictures, detector, found
 
 
 @needs_browser
+def test_slices_are_detected_in(page, detector, tmp_path):
+    large = save_photograph(tmp_path / "large.png", (600, 400))
+    whole, sliced = (detector.detect(str(large), "large.png", size) for size in (None, 256))
+    assert len(whole.above(0.5)) < len(sliced.above(0.5))
+    upload(page, large)
+    expect_count(page, len(whole.above(0.5)))
+    page.get_by_label("Slices").click()
+    page.get_by_role("option", name="256 x 256 pixels").click()
+    expect_count(page, len(sliced.above(0.5)))
+    if "PAGE_SCREENSHOT" in os.environ:
+        page.screenshot(path=os.environ["PAGE_SCREENSHOT"], full_page=True)
+
+    from_slice = int((sliced.detections.queries < 0).nonzero()[0])
+    page.get_by_test_id(f"cell-{from_slice}-2").click()
+    expect(page.locator("#notice")).to_contain_text("comes from a slice")
+
+
+@needs_browser
 def test_download_holds_the_detections(page, pictures, found):
     page.get_by_label("number input for Threshold").fill("0.6")
     upload(page, pictures / "first.png")
@@ -214,9 +232,9 @@ def test_only_uploaded_files_are_opened(server, pictures):
 def detection_succeeds(server: Server, path: str) -> bool:
     """Whether a visitor who sends this path, not by the page, gets an answer."""
     events = requests.get(f"{server.url}/config", timeout=30).json()["dependencies"]
-    detect = next(event["id"] for event in events if len(event["inputs"]) == 1 and len(event["outputs"]) == 4)
+    detect = next(event["id"] for event in events if len(event["inputs"]) == 2 and len(event["outputs"]) == 4)
     file = {"path": path, "meta": {"_type": "gradio.FileData"}}
-    question = {"data": [file], "fn_index": detect, "session_hash": Path(path).name}
+    question = {"data": [file, 0], "fn_index": detect, "session_hash": Path(path).name}
     requests.post(f"{server.url}/gradio_api/queue/join", json=question, timeout=30).raise_for_status()
     answer = requests.get(
         f"{server.url}/gradio_api/queue/data", params={"session_hash": question["session_hash"]}, timeout=30

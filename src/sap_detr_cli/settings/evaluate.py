@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from ..options import ARGUMENT, AT_LEAST_0, AT_LEAST_1, Settings
+from .slices import Overlap, SliceSize, WholeImage
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,13 @@ class EvaluationSettings(Settings):
     ] = "xywh"
     cache_dir: Annotated[str | None, "where the Arrow index of the data is kept"] = None
     output: Annotated[str, "folder that gets the report"] = "evaluation"
+    slice: SliceSize = None
+    overlap: Overlap = 0.2
+    whole_image: WholeImage = True
     batch_size: Annotated[
-        int, "images a batch and process; does not change the numbers, up to rounding", AT_LEAST_1
+        int,
+        "images a batch and process, or slices of an image; does not change the numbers, up to rounding",
+        AT_LEAST_1,
     ] = 1
     pad_batches: Annotated[
         bool, "padded batches as in the released evaluation: images of a batch affect each other"
@@ -43,3 +49,8 @@ class EvaluationSettings(Settings):
     max_images: Annotated[int | None, "evaluate the first N images only: a trial", AT_LEAST_1] = None
     worst: Annotated[int, "draw the N images with the most mistakes", AT_LEAST_0] = 0
     overwrite: Annotated[bool, "replace an earlier report in the folder"] = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.slice and self.pad_batches:
+            raise ValueError("--pad-batches pads images of different size, which slices are not: leave it out")

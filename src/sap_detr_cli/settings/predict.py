@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from ..options import ABOVE_0, ARGUMENT, AT_LEAST_0, AT_LEAST_1, FRACTION, Settings
+from .slices import Overlap, SliceSize, WholeImage
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,10 @@ class PredictionSettings(Settings):
     nms: Annotated[float | None, "class-wise non-maximum suppression above this IoU; SAP-DETR needs none", FRACTION] = (
         None
     )
-    batch_size: Annotated[int, "images of equal size that run together", AT_LEAST_1] = 1
+    slice: SliceSize = None
+    overlap: Overlap = 0.2
+    whole_image: WholeImage = True
+    batch_size: Annotated[int, "images of equal size, or slices of an image, that run together", AT_LEAST_1] = 1
     workers: Annotated[int, "threads that open and resize images ahead", AT_LEAST_0] = 2
     device: Annotated[Literal["auto", "cpu", "cuda"], "where the model runs"] = "auto"
     dtype: Annotated[Literal["float32", "bfloat16", "float16"], "float32, or autocast to bfloat16 or float16"] = (

@@ -18,6 +18,7 @@ class PublishSettings(Settings):
     repo_id: Annotated[str, "repository on the Hub: owner/name", ARGUMENT]
     private: Annotated[bool, "nobody but you may see the repository"] = False
     update: Annotated[bool, "allow a repository that holds other files already"] = False
+    endpoint: Annotated[bool, "also send handler.py and requirements.txt for Hugging Face Inference Endpoints"] = False
     dry_run: Annotated[bool, "check everything, list what would go, send nothing"] = False
     evaluation: Annotated[str | None, "results.json of `sap-detr evaluate`: the card states its AP"] = None
     dataset: Annotated[str | None, "Hub id of the training data, where it was a folder"] = None

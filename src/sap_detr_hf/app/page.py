@@ -5,6 +5,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from PIL import Image
 
 from .pictures import (
     LOWEST_SCORE,
+    SLICE_SIZES,
     PictureDetections,
     PictureDetector,
     PictureError,
@@ -71,6 +73,13 @@ def build_page(
                     gr.Examples([[str(path)] for path in examples], upload, label="Examples", examples_per_page=8)
                 slider = gr.Slider(LOWEST_SCORE, 1, threshold, step=0.01, label="Threshold", info="Lowest score shown")
                 points = gr.Checkbox(label="Show salient points")
+                slices = gr.Dropdown(
+                    [("none", 0), *((f"{size} x {size} pixels", size) for size in SLICE_SIZES)],
+                    filterable=False,
+                    visible=find_spec("sahi") is not None,
+                    label="Slices",
+                    info="For small objects in large pictures.",
+                )
                 chosen = gr.Dropdown(
                     [NOTHING_CHOSEN],
                     filterable=False,
@@ -86,8 +95,8 @@ def build_page(
                 table = gr.Dataframe(headers=COLUMNS, interactive=False, max_height=340, buttons=[])
                 download = gr.DownloadButton("Download as JSON", interactive=False)
 
-        def detect(file: dict[str, Any] | None) -> tuple:
-            return _detect(detector, file)
+        def detect(file: dict[str, Any] | None, slice_size: int) -> tuple:
+            return _detect(detector, file, slice_size if slice_size in SLICE_SIZES else None)
 
         def attend(picture: PictureDetections | None, chosen: int) -> dict:
             return _attend(detector, picture, chosen)
@@ -99,9 +108,14 @@ def build_page(
             "show_progress": "hidden",
         }
         # Without Gradio's preprocessing, which opens the picture itself: broken files and EXIF are handled here.
-        upload.change(detect, upload, [upload, picture, chosen, notice], preprocess=False, show_progress_on=shown).then(
-            **redraw
-        )
+        gr.on(
+            [upload.change, slices.input],
+            detect,
+            [upload, slices],
+            [upload, picture, chosen, notice],
+            preprocess=False,
+            show_progress_on=shown,
+        ).then(**redraw)
         gr.on([slider.change, points.change], **redraw)
         chosen.input(attend, [picture, chosen], notice, show_progress_on=shown).then(**redraw)
         table.select(_row_chosen, None, chosen, show_progress="hidden").then(
@@ -110,13 +124,13 @@ def build_page(
     return page.queue(max_size=32, default_concurrency_limit=2)
 
 
-def _detect(detector: PictureDetector, file: dict[str, Any] | None) -> tuple:
+def _detect(detector: PictureDetector, file: dict[str, Any] | None, slice_size: int | None) -> tuple:
     """What becomes of the upload, the session's picture, the chosen detection and the notice."""
     nothing = NOTHING_CHOSEN[1]
     if file is None or not file.get("path"):
         return gr.skip(), None, nothing, gr.skip()  # the notice about a refused upload outlives the upload
     try:
-        picture = detector.detect(file["path"], file.get("orig_name") or "The picture")
+        picture = detector.detect(file["path"], file.get("orig_name") or "The picture", slice_size)
     except PictureError as error:
         return None, None, nothing, _notice(str(error))
     return gr.skip(), picture, nothing, _notice(None)

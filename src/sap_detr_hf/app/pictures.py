@@ -1,5 +1,6 @@
 """What the page does with one picture: read the visitor's file, detect, and draw what was found."""
 
+import math
 import os
 import threading
 import time
@@ -20,6 +21,8 @@ from ..model.image_files import ImageFileError, open_image, upright_size
 MAX_PIXELS = 2**26  # 0.2 GB as 8-bit RGB
 LOWEST_SCORE = 0.05  # of what is kept for the threshold slider
 MOST_DETECTIONS = 100
+SLICE_SIZES = (256, 512, 640, 1024)  # pixels
+MOST_SLICES = 100  # of one picture
 SHOWN_SIDES = (640, 1280)  # pixels of the longer side: small pictures are enlarged, or names would cover them
 
 
@@ -63,8 +66,8 @@ class PictureDetector:
         self.detector = Detector(model, image_processor, LOWEST_SCORE, MOST_DETECTIONS)
         self._one_at_a_time = threading.Lock()
 
-    def detect(self, path: str, name: str) -> PictureDetections:
-        """Detect objects in a visitor's file.
+    def detect(self, path: str, name: str, slice_size: int | None = None) -> PictureDetections:
+        """Detect objects in a visitor's file, on request in slices of so many pixels.
 
         Raises:
             PictureError: the file cannot be used.
@@ -73,20 +76,34 @@ class PictureDetector:
         with self._one_at_a_time:
             started = time.monotonic()
             try:
-                found = self.detector.detect(image, name)
-            except ValueError as error:
+                found = self._sliced(image, slice_size).detect(image, name)
+            except (ImportError, ValueError) as error:  # ImportError: OpenCV, which slices need, is broken
                 raise PictureError(str(error)) from error
             seconds = time.monotonic() - started
         return PictureDetections(path, name, image.size, _for_the_screen(image), found, seconds)
+
+    def _sliced(self, image: Image.Image, slice_size: int | None) -> Any:
+        if slice_size is None:
+            return self.detector
+        from ..inference.slices import SlicedDetector
+
+        slices = math.prod(math.ceil(side / (0.8 * slice_size)) for side in image.size)
+        if slices > MOST_SLICES:
+            raise PictureError(
+                f"The picture would give {slices} slices, at most {MOST_SLICES} are. Choose larger ones."
+            )
+        return SlicedDetector(self.detector, slice_size, batch_size=4, top_k=MOST_DETECTIONS)
 
     def attend(self, picture: PictureDetections, chosen: int) -> None:
         """Fill in where the query of the detection at position `chosen` looked, unless it is known already.
 
         Raises:
-            PictureError: the uploaded file is no longer there.
+            PictureError: the uploaded file is no longer there, or the detection comes from a slice.
         """
         if chosen in picture.attention:
             return
+        if picture.detections.queries[chosen] < 0:
+            raise PictureError("This detection comes from a slice: attention is shown of the whole picture alone.")
         image = open_picture(picture.path, picture.name)
         query = int(picture.detections.queries[chosen])
         with self._one_at_a_time:

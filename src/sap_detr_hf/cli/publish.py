@@ -21,9 +21,9 @@ def run(settings: PublishSettings) -> int:
             license=settings.license,
         )
         if settings.dry_run:
-            print(publishing.describe_upload(settings.model_dir, settings.repo_id, card))
+            print(publishing.describe_upload(settings.model_dir, settings.repo_id, card, settings.endpoint))
         else:
-            options = {"private": settings.private, "update": settings.update}
+            options = {"private": settings.private, "update": settings.update, "endpoint": settings.endpoint}
             print(publishing.publish(settings.model_dir, settings.repo_id, card, **options))
     except publishing.PublishingError as error:
         print(file=sys.stderr)  # a progress bar may stand on the line

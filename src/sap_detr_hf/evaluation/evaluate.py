@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -80,6 +80,7 @@ def evaluate_detections(
     num_workers: int = 0,
     autocast_dtype: torch.dtype | None = None,
     top_k: int = 300,
+    sliced: Callable[[Detector], Any] | None = None,
     progress: bool = True,
 ) -> Evaluation:
     """COCO AP of a model on the images of `dataset`. With several processes every one of them must call this.
@@ -104,6 +105,7 @@ def evaluate_detections(
         num_workers: loader processes of each process.
         autocast_dtype: run the model under autocast with this type.
         top_k: detections kept of each image, over all classes.
+        sliced: gives the `SlicedDetector` that detects in slices of each image; it has its own batches and `top_k`.
         progress: show a progress bar on the main process.
 
     Raises:
@@ -114,10 +116,11 @@ def evaluate_detections(
         raise ValueError("There are no images to evaluate")
     metric = CocoMetric(truth.select(dataset["image_id"]))
     model = model.module if isinstance(model, DistributedDataParallel) else model
-    images = EvaluationImages(dataset, image_processor)
-    batches = plan_batches(images.processed_sizes(), batch_size, pad_batches)
+    images = EvaluationImages(dataset, image_processor, whole=sliced is not None)
+    batches = plan_batches(images.processed_sizes(), batch_size if sliced is None else 1, pad_batches)
     device = None if accelerator is None else accelerator.device
-    predict = _Predictor(Detector(model, image_processor, 0.0, top_k, autocast_dtype, device))
+    detector = Detector(model, image_processor, 0.0, top_k, autocast_dtype, device)
+    predict = _Predictor(detector) if sliced is None else _SlicedPredictor(detector, sliced(detector))
     started = time.perf_counter()
     with evaluation_mode(model):
         for prediction in _predict_on_all_processes(predict, images, batches, accelerator, num_workers, progress):
@@ -141,11 +144,15 @@ class EvaluationImages(torch.utils.data.Dataset):
 
     An image that cannot be read is one even colour and carries its error: every process runs its batch to the end, and
     all raise together afterwards, where a lone exception would leave the others waiting.
+
+    Args:
+        dataset: its rows.
+        image_processor: the model's.
+        whole: give the upright images themselves, for a detector that prepares their slices.
     """
 
-    def __init__(self, dataset: Any, image_processor: Any):
-        self.dataset = dataset
-        self.image_processor = image_processor
+    def __init__(self, dataset: Any, image_processor: Any, whole: bool = False):
+        self.dataset, self.image_processor, self.whole = dataset, image_processor, whole
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -155,7 +162,7 @@ class EvaluationImages(torch.utils.data.Dataset):
         error = None
         try:
             image = open_row_image(row)
-            inputs = prepare_image(self.image_processor, image)
+            inputs = {"image": image} if self.whole else prepare_image(self.image_processor, image)
         except (OSError, ValueError) as unreadable:
             error = unreadable
             size = prepared_size(self.image_processor, row["height"], row["width"])
@@ -165,8 +172,10 @@ class EvaluationImages(torch.utils.data.Dataset):
         return {**inputs, "labels": labels}
 
     def processed_sizes(self) -> list[tuple[int, int]]:
-        """Height and width of every image as the model gets it, from the rows' sizes alone."""
+        """Height and width of every image as it is given, from the rows' sizes alone."""
         originals = list(zip(self.dataset["height"], self.dataset["width"], strict=True))
+        if self.whole:
+            return originals
         sizes = {original: prepared_size(self.image_processor, *original) for original in set(originals)}
         return [sizes[original] for original in originals]
 
@@ -192,6 +201,25 @@ class _Predictor:
         classes = found.classes.numpy()  # (n,)
         category_ids = classes if self.category_ids is None else self.category_ids[classes]
         return ImagePrediction(image_id, found.coco_boxes.numpy(), found.scores.numpy(), category_ids)
+
+
+class _SlicedPredictor(_Predictor):
+    """Predictions of a batch of whole `EvaluationImages`."""
+
+    def __init__(self, detector: Detector, sliced: Any):
+        super().__init__(detector)
+        self.sliced = sliced
+
+    def __call__(self, batch: Any) -> list[ImagePrediction | Exception]:
+        """Per image its detections, or why there are none."""
+        return [sample["labels"]["error"] or self._predict(sample) for sample in batch]
+
+    def _predict(self, sample: dict[str, Any]) -> ImagePrediction | Exception:
+        label = sample["labels"]
+        try:
+            return self._prediction(label["image_id"], self.sliced.detect(sample["image"], label["name"]))
+        except ValueError as error:
+            return error
 
 
 def _predict_on_all_processes(
@@ -223,7 +251,7 @@ def _loader(images: EvaluationImages, batches: list[list[int]], num_workers: int
     return DataLoader(
         images,
         batch_sampler=batches,
-        collate_fn=collate,
+        collate_fn=list if images.whole else collate,
         num_workers=num_workers,
         pin_memory=device.type == "cuda",
         # An own generator: the default one would draw the workers' seed from the training's random state.

@@ -3,8 +3,9 @@
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from ..distributed import all_processes_together
 from ..drawing import contact_sheet, draw_detections
 from ..environment import hardware_name, software_versions, tf32_settings
 from ..files import prepare_folder, whole_file
+from ..inference.detector import Detector
 from ..inference.sources import short_name
 from ..markdown_table import markdown_table, table_text
 from ..weights.pretrained import AUTOCAST_DTYPES, at_size, check_device_and_dtype, load_pretrained
@@ -70,6 +72,7 @@ def evaluate_model(settings: EvaluationSettings, command: str | None = None) -> 
     accelerator = Accelerator(cpu=settings.device == "cpu")
     output = Path(settings.output)
     with all_processes_together():
+        sliced = _slices(settings)
         model, image_processor, data = _prepare(settings)
     with all_processes_together():
         check_validation(data, accelerator.process_index, accelerator.num_processes)
@@ -87,6 +90,7 @@ def evaluate_model(settings: EvaluationSettings, command: str | None = None) -> 
         pad_batches=settings.pad_batches,
         num_workers=settings.workers,
         autocast_dtype=AUTOCAST_DTYPES[settings.dtype],
+        sliced=sliced,
     )
     results = {
         "metrics": evaluation.metrics,
@@ -126,6 +130,15 @@ def _prepare(settings: EvaluationSettings) -> tuple[torch.nn.Module, Any, Detect
     if settings.max_images is not None:
         data.dataset = data.dataset.select(range(min(settings.max_images, len(data.dataset))))
     return model, image_processor, data
+
+
+def _slices(settings: EvaluationSettings) -> Callable[[Detector], Any] | None:
+    """What makes a detector in slices, where the settings ask for one; SAHI is needed then."""
+    if settings.slice is None:
+        return None
+    from ..inference.slices import SlicedDetector
+
+    return partial(SlicedDetector.of_settings, settings=settings)
 
 
 def _write_report(

@@ -33,6 +33,7 @@ from sap_detr_cli.settings.train import TrainingSettings
 
 from ..model.configuration_sap_detr import WITHOUT_TRAINING_QUERIES
 from ..model.modeling_sap_detr import SapDetrForObjectDetection
+from .endpoint import endpoint_contents
 from .model_card import CONVERTED_TAG, RELEASED_LICENSE, REPO_ID, CardSources, check_card, model_card, read_results
 from .remote_code import config_class_of, remote_code_contents
 
@@ -126,13 +127,17 @@ def sources_of_directory(
 
 
 @contextmanager
-def prepared_folder(model_dir: str | os.PathLike, card: str) -> Iterator[Path]:
+def prepared_folder(model_dir: str | os.PathLike, card: str, endpoint: bool = False) -> Iterator[Path]:
     """Give a temporary folder with exactly the files of the repository: card, configurations, code, weights.
+
+    With `endpoint` also those of [`endpoint_contents`].
 
     Raises:
         FileNotFoundError, ValueError: no SAP-DETR model, or a file of it is missing.
     """
     contents = {"README.md": card.encode(), **remote_code_contents(model_dir)}
+    if endpoint:
+        contents |= endpoint_contents(model_dir)
     weights = weight_files(model_dir)
     config = json.loads(contents["config.json"])
     if any(config.get(name, value) != value for name, value in WITHOUT_TRAINING_QUERIES.items()):
@@ -150,13 +155,13 @@ def prepared_folder(model_dir: str | os.PathLike, card: str) -> Iterator[Path]:
         yield folder
 
 
-def describe_upload(model_dir: str | os.PathLike, repo_id: str, card: str) -> str:
+def describe_upload(model_dir: str | os.PathLike, repo_id: str, card: str, endpoint: bool = False) -> str:
     """Check a saved model and list the files that [`publish`] would send, without asking the Hub anything.
 
     Raises:
         OSError, ValueError: see [`publish`].
     """
-    with prepared_folder(model_dir, card) as folder:
+    with prepared_folder(model_dir, card, endpoint) as folder:
         sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     check_model(model_dir)
     lines = [f"Nothing was sent. {repo_id} would get {len(sizes)} files in one commit:", ""]
@@ -343,7 +348,13 @@ def _is_same(remote: RepoFile | RepoFolder, local: Path) -> bool:
 
 
 def publish(
-    model_dir: str | os.PathLike, repo_id: str, card: str, *, private: bool = False, update: bool = False
+    model_dir: str | os.PathLike,
+    repo_id: str,
+    card: str,
+    *,
+    private: bool = False,
+    update: bool = False,
+    endpoint: bool = False,
 ) -> str:
     """Check a saved model and put it on the Hub with its code and card; cheap checks come first.
 
@@ -353,6 +364,7 @@ def publish(
         card: the complete text of its README.md, see [`card_for`].
         private: make the repository private.
         update: allow a repository that holds other files: equal names are replaced, outdated weights deleted.
+        endpoint: send what Inference Endpoints need as well, see [`endpoint_contents`].
 
     Returns:
         The address of the commit, or of the repository where it holds all this already.
@@ -361,7 +373,7 @@ def publish(
         PublishingError, OSError, ValueError: what is wrong and what to do, in one sentence.
     """
     check_repo_id(repo_id)
-    with prepared_folder(model_dir, card) as folder:
+    with prepared_folder(model_dir, card, endpoint) as folder:
         repository = HubRepository(repo_id, private)
         if repository.names and not update:
             if repository.holds(folder):

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,18 @@ class SalientDetections:
             classes=self.classes[index],
             queries=self.queries[index],
         )
+
+    def shifted(self, x: float, y: float) -> "SalientDetections":
+        """The detections of a slice in pixels of the image, where the slice's left top corner is at `x`, `y`."""
+        shift = torch.tensor([x, y], dtype=self.boxes.dtype)
+        return replace(self, boxes=self.boxes + shift.repeat(2), points=self.points + shift)
+
+    @classmethod
+    def join(cls, parts: "Sequence[SalientDetections]") -> "SalientDetections":
+        """All detections of at least one part, one part after the other."""
+        labels = [label for part in parts for label in part.labels]
+        tensors = (field.name for field in fields(cls) if field.name != "labels")
+        return cls(labels=labels, **{name: torch.cat([getattr(part, name) for part in parts]) for name in tensors})
 
 
 class Detector:
@@ -171,9 +183,10 @@ def prepare_image(image_processor: Any, image: Image.Image) -> dict[str, torch.T
     return {name: inputs[name][0] for name in ("pixel_values", "pixel_mask") if name in inputs}
 
 
-def prepare_batch(image_processor: Any, image: Image.Image) -> dict[str, torch.Tensor]:
-    """[`prepare_image`] as a batch of one."""
-    return {name: values[None] for name, values in prepare_image(image_processor, image).items()}
+def prepare_batch(image_processor: Any, *images: Image.Image) -> dict[str, torch.Tensor]:
+    """[`prepare_image`] of images of one size as a batch."""
+    prepared = [prepare_image(image_processor, image) for image in images]
+    return {name: torch.stack([each[name] for each in prepared]) for name in prepared[0]}
 
 
 def prepared_size(image_processor: Any, height: int, width: int) -> tuple[int, int]:

@@ -51,7 +51,7 @@ class PreparedImage:
         source: where it comes from.
         number: its place among all images, from 1.
         image: upright RGB.
-        inputs: see [`prepare_image`].
+        inputs: see [`prepare_image`]; none where it is detected in slices.
         error: why there is no image.
     """
 
@@ -60,6 +60,12 @@ class PreparedImage:
     image: Image.Image | None = None
     inputs: dict[str, torch.Tensor] = field(default_factory=dict)
     error: Exception | None = None
+
+    @property
+    def prepared_size(self) -> tuple[int, int]:
+        """Height and width as the model gets it; 0, 0 where it is detected in slices."""
+        height, width = self.inputs["pixel_values"].shape[-2:] if self.inputs else (0, 0)
+        return height, width
 
 
 def predict(settings: PredictionSettings) -> PredictionSummary:
@@ -72,6 +78,8 @@ def predict(settings: PredictionSettings) -> PredictionSummary:
     check_device_and_dtype(settings.device, settings.dtype)
     if settings.nms is not None:
         _suppression()
+    if settings.slice is not None:
+        from . import slices  # noqa: F401  # where SAHI is absent, say so before the model is loaded
     output = Path(settings.output)
     _check_outside(settings.inputs, output)
     sources = InputImages(
@@ -120,17 +128,22 @@ class Predictor:
             top_k=max(settings.top_k, CANDIDATES),
             autocast_dtype=AUTOCAST_DTYPES[settings.dtype],
         )
+        self.sliced: Any = None
+        if settings.slice is not None:
+            from .slices import SlicedDetector
+
+            self.sliced = SlicedDetector.of_settings(self.detector, settings, top_k=settings.top_k)
 
     def predict(self, sources: Iterable[InputImage]) -> Iterator[tuple[PreparedImage, SalientDetections | Exception]]:
         """Each image with its detections, or why there are none, in the order of the sources."""
-        batch_size = self.settings.batch_size
+        batch_size = self.settings.batch_size if self.sliced is None else 1
         # Where sizes are mixed, a longer look ahead fills the batches better.
         window = 1 if batch_size == 1 else 4 * batch_size
         prepared = self._prepared(sources, ahead=window)
         while images := list(islice(prepared, window)):
             found: dict[int, SalientDetections | Exception] = {}
             ready = [image for image in images if image.error is None]
-            sizes = [tuple(image.inputs["pixel_values"].shape[-2:]) for image in ready]
+            sizes = [image.prepared_size for image in ready]
             for batch in plan_batches(sizes, batch_size):
                 found |= zip((ready[i].number for i in batch), self._detect([ready[i] for i in batch]), strict=True)
             for image in images:
@@ -158,17 +171,26 @@ class Predictor:
     def _prepare(self, number: int, source: InputImage) -> PreparedImage:
         try:
             image = source.load()
-            inputs = prepare_image(self.detector.image_processor, image)
+            inputs = prepare_image(self.detector.image_processor, image) if self.sliced is None else {}
         except (OSError, ValueError) as error:
             return PreparedImage(source, number, error=error)
         return PreparedImage(source, number, image, inputs)
 
     def _detect(self, batch: list[PreparedImage]) -> list[SalientDetections | ValueError]:
-        """Detections of images of one size."""
+        """Detections of images of one size; of one image where it is detected in slices."""
+        if self.sliced is not None:
+            return [self._detect_sliced(image) for image in batch]
         inputs = {name: torch.stack([image.inputs[name] for image in batch]) for name in batch[0].inputs}
         sizes = [image.image.size for image in batch if image.image is not None]
         found = self.detector(inputs, sizes, [image.source.name for image in batch])
         return [each if isinstance(each, ValueError) else self._chosen(each) for each in found]
+
+    def _detect_sliced(self, prepared: PreparedImage) -> SalientDetections | ValueError:
+        assert prepared.image is not None
+        try:
+            return self._chosen(self.sliced.detect(prepared.image, prepared.source.name))
+        except ValueError as error:
+            return error
 
     def _chosen(self, detections: SalientDetections) -> SalientDetections:
         if self.settings.nms is not None:
