@@ -11,6 +11,7 @@ from .settings.add_remote_code import RemoteCodeSettings
 from .settings.app import AppSettings
 from .settings.check_data import CheckDataSettings
 from .settings.convert_checkpoint import ConversionSettings
+from .settings.convert_data import DataConversionSettings
 from .settings.demo import DemoSettings
 from .settings.evaluate import EvaluationSettings
 from .settings.explain import ExplanationSettings
@@ -34,6 +35,7 @@ VERBS: dict[str, type[Settings]] = {
     "warm-start": WarmStartSettings,
     "check-data": CheckDataSettings,
     "show-data": ShowDataSettings,
+    "convert-data": DataConversionSettings,
     "export": ExportSettings,
     "publish": PublishSettings,
     "add-remote-code": RemoteCodeSettings,

@@ -13,7 +13,9 @@ from ..options import ARGUMENT, AT_LEAST_1, Settings
 class CheckDataSettings(Settings):
     """What is checked; the text beside a field is its reason."""
 
-    data: Annotated[str, "COCO folder or JSON file, saved data set, parquet folder, or Hub id", ARGUMENT]
+    data: Annotated[
+        str, "COCO folder or JSON, YOLO or Pascal VOC folder, saved data set, parquet folder, or Hub id", ARGUMENT
+    ]
     split: Annotated[list[str], "splits to check"] = field(default_factory=lambda: ["train", "val"])
     annotations: Annotated[str | None, "COCO JSON, where it is not found by itself; with one --split"] = None
     images: Annotated[str | None, "image folder, where it is not found by itself"] = None

@@ -19,7 +19,7 @@ class EvaluationSettings(Settings):
     """Everything an evaluation depends on; the text beside a field is its reason."""
 
     model: Annotated[str, "model directory or Hub id", ARGUMENT]
-    data: Annotated[str, "COCO directory, COCO .json file, saved data set folder or Hub id", ARGUMENT]
+    data: Annotated[str, "COCO folder or JSON, YOLO or Pascal VOC folder, saved data set folder or Hub id", ARGUMENT]
     split: Annotated[str, "split of the data"] = "val"
     annotations: Annotated[str | None, "COCO JSON, where DATA has another layout"] = None
     images: Annotated[str | None, "image folder, where DATA has another layout"] = None

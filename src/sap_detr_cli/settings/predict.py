@@ -1,8 +1,8 @@
 """Detect objects in files, folders, patterns, addresses, videos or the images of a COCO JSON.
 
 OUTPUT gets detections.jsonl (one readable record an image), predictions.json (COCO results), failed.jsonl (what could
-not be read) and pictures/. The exit code is 0 when everything was predicted, 1 when an input failed, 2 for a model,
-argument or folder that cannot be used.
+not be read), pictures/, and with --as-annotations pre_labels/: a data set to correct in an annotation tool. The exit
+code is 0 when everything was predicted, 1 when an input failed, 2 for a model, argument or folder that cannot be used.
 """
 
 from dataclasses import dataclass
@@ -36,6 +36,9 @@ class PredictionSettings(Settings):
         "float32"
     )
     pictures: Annotated[bool, "write pictures with boxes, names and points"] = True
+    as_annotations: Annotated[
+        Literal["coco", "yolo"] | None, "also write a data set for annotation tools; only coco keeps scores"
+    ] = None
     overwrite: Annotated[bool, "replace the results of an earlier prediction in the folder"] = False
     timeout: Annotated[float, "seconds that a download may take", ABOVE_0] = 20.0
     max_download: Annotated[float, "largest download in MiB", ABOVE_0] = 64.0

@@ -10,7 +10,9 @@ from ..options import ARGUMENT, AT_LEAST_0, AT_LEAST_1, Settings
 class ShowDataSettings(Settings):
     """What is drawn; the text beside a field is its reason."""
 
-    data: Annotated[str, "COCO folder or JSON file, saved data set, parquet folder, or Hub id", ARGUMENT]
+    data: Annotated[
+        str, "COCO folder or JSON, YOLO or Pascal VOC folder, saved data set, parquet folder, or Hub id", ARGUMENT
+    ]
     output: Annotated[str, "folder for the pictures"]
     split: Annotated[str, "split of the data"] = "train"
     annotations: Annotated[str | None, "COCO JSON, where it is not found by itself"] = None

@@ -69,7 +69,9 @@ class TrainingSettings(Settings):
     )
 
     # Data
-    data: Annotated[str | None, "COCO directory, COCO .json file, saved data set folder or Hub id"] = None
+    data: Annotated[str | None, "COCO folder or JSON, YOLO or Pascal VOC folder, saved data set folder or Hub id"] = (
+        None
+    )
     train_split: Annotated[str, "split to learn from"] = "train"
     train_annotations: Annotated[str | None, "COCO JSON of the training split, where `data` has another layout"] = None
     train_images: Annotated[str | None, "image folder of the training split, where `data` has another layout"] = None

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ..model.image_files import open_image, upright_size
 from .dataset import DetectionData, image_name, image_source
-from .findings import ERRORS, WARNINGS, Boxes, Findings, check_boxes, check_image_ids
+from .findings import ERRORS, WARNINGS, Boxes, Findings, check_boxes, check_image_ids, label_origins
 
 ROWS_AT_ONCE = 10_000
 IMAGES_AT_ONCE = 200
@@ -184,7 +184,9 @@ def _open_images(report: DataReport, data: DetectionData, places: range, workers
 
 def _batches(data: DetectionData) -> Iterator[tuple[Boxes, np.ndarray, np.ndarray]]:
     """Boxes, ids (images,) and sizes (images, 2) of some thousand images at a time."""
-    columns = data.dataset.select_columns(["image_id", "width", "height", "objects"]).with_format("arrow")
+    labels = "label_file" in data.dataset.column_names
+    names = ["image_id", "width", "height", "objects", *["label_file", "lines"] * labels]
+    columns = data.dataset.select_columns(names).with_format("arrow")
     for table in columns.iter(ROWS_AT_ONCE):
         objects = table["objects"].combine_chunks()
         lengths = pc.list_value_length(objects.field("category")).to_numpy(zero_copy_only=False)
@@ -195,7 +197,9 @@ def _batches(data: DetectionData) -> Iterator[tuple[Boxes, np.ndarray, np.ndarra
         )
         image = np.repeat(np.arange(len(table)), lengths)
         sizes = np.stack([table["width"].to_numpy(), table["height"].to_numpy()], 1)
-        yield Boxes(image, category, boxes.reshape(-1, 4), areas, crowd != 0), np.array(table["image_id"]), sizes
+        origins = label_origins(table["label_file"].to_pylist(), table["lines"].to_pylist()) if labels else None
+        found = Boxes(image, category, boxes.reshape(-1, 4), areas, crowd != 0, origins)
+        yield found, np.array(table["image_id"]), sizes
 
 
 def _add_crowded(report: DataReport, image_ids: np.ndarray, boxes: np.ndarray, num_queries: int) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from .findings import Boxes, Findings
+from .findings import Boxes, Findings, line_name
 
 _WHOLE = re.compile(r"\s*[+-]?\d{1,19}(\.0*)?\s*", re.ASCII)
 _DECIMAL = re.compile(r"\s*[+-]?\d{1,19}(\.\d*)?\s*", re.ASCII)
@@ -36,6 +36,7 @@ class CocoAnnotations:
         boxes: Of the listed images.
         categories: Id -> name.
         findings: Entries that cannot be read, and what is missing.
+        label_files: Of each image, where each has its own; None for a COCO JSON.
     """
 
     path: Path
@@ -45,6 +46,22 @@ class CocoAnnotations:
     boxes: Boxes
     categories: dict[int, str]
     findings: Findings = field(default_factory=Findings)
+    label_files: list[str] | None = None
+
+
+@dataclass
+class Origins:
+    """Where the entries of a COCO-like dictionary stand in label files of another format, for messages.
+
+    Attributes:
+        images: The label file of each image.
+        annotations: Label file and line of each annotation.
+        categories: Label file and line of each category.
+    """
+
+    images: list[str] = field(default_factory=list)
+    annotations: list[tuple[str, int]] = field(default_factory=list)
+    categories: list[tuple[str, int]] = field(default_factory=list)
 
 
 def read_coco(path: str | Path, images_only: bool = False) -> CocoAnnotations:
@@ -59,9 +76,19 @@ def read_coco(path: str | Path, images_only: bool = False) -> CocoAnnotations:
         ValueError: It is not JSON (says in which line), or has no list of images.
     """
     path = Path(path)
-    content = _content(path)
-    findings = Findings()
-    ids, names, sizes = _images(content["images"], findings)
+    return coco_annotations(path, _content(path), Findings(), images_only=images_only)
+
+
+def coco_annotations(
+    path: Path, content: dict[str, Any], findings: Findings, origins: Origins | None = None, images_only: bool = False
+) -> CocoAnnotations:
+    """Read the dictionary of a COCO JSON, or one made of another format's label files (then with `origins`).
+
+    Raises:
+        ValueError: No image can be read.
+    """
+    of_images = None if origins is None else origins.images
+    ids, names, sizes, readable = _images(content["images"], findings, of_images)
     if not ids:
         findings.refuse_errors(path, use="predicted" if images_only else "trained on or evaluated")
     if not images_only:
@@ -72,9 +99,11 @@ def read_coco(path: str | Path, images_only: bool = False) -> CocoAnnotations:
     place_of: dict[Hashable, int] = {}
     for place, image_id in enumerate(ids):
         place_of.setdefault(image_id, place)
-    boxes = read_boxes([] if images_only else content["annotations"], place_of, findings, str(path))
-    categories = {} if images_only else read_categories(content["categories"], findings)
-    return CocoAnnotations(path, id_array(ids), names, sizes, boxes, categories, findings)
+    of_boxes, of_categories = (None, None) if origins is None else (origins.annotations, origins.categories)
+    boxes = read_boxes([] if images_only else content["annotations"], place_of, findings, str(path), of_boxes)
+    categories = {} if images_only else read_categories(content["categories"], findings, of_categories)
+    label_files = None if of_images is None else [of_images[place] for place in readable]
+    return CocoAnnotations(path, id_array(ids), names, sizes, boxes, categories, findings, label_files)
 
 
 def parse_whole_number(value: Any) -> int:
@@ -172,7 +201,11 @@ def id_array(ids: Sequence[int | str]) -> np.ndarray:
 
 
 def read_boxes(
-    entries: Sequence[Any], place_of: Mapping[Hashable, int], findings: Findings, source: str = "annotations"
+    entries: Sequence[Any],
+    place_of: Mapping[Hashable, int],
+    findings: Findings,
+    source: str = "annotations",
+    origins: Sequence[tuple[str, int]] | None = None,
 ) -> Boxes:
     """COCO annotations (`image_id`, `category_id`, `bbox`, optional `area` and `iscrowd`) as arrays.
 
@@ -181,6 +214,7 @@ def read_boxes(
         place_of: Image id -> place in the list of images.
         findings: Gets the entries that cannot be read, and the number of those whose image is not listed.
         source: Of the annotations, for messages.
+        origins: Label file and line of each, where they are not of a COCO JSON.
     """
     readable = [entry for entry in entries if isinstance(entry, Mapping)]
     if len(readable) < len(entries):
@@ -200,7 +234,8 @@ def read_boxes(
     for name, of_field in faults.items():
         bad |= {place: f"{name} {reason}" for place, reason in of_field.items() if place not in bad}
     for place in sorted(bad):
-        findings.add("malformed annotation", f"annotation {_short(readable[place])}: {bad[place]}")
+        where = f"annotation {_short(readable[place])}" if origins is None else line_name(origins[place])
+        findings.add("malformed annotation", f"{where}: {bad[place]}")
     image = np.array([place_of.get(each, -1) for each in ids], dtype=np.int64)
     keep = np.ones(len(readable), dtype=bool)
     keep[list(bad)] = False
@@ -212,7 +247,8 @@ def read_boxes(
     with np.errstate(all="ignore"):  # infinite boxes are found later
         area = np.where(missing, xywh[:, 2] * xywh[:, 3], np.array(areas, dtype=np.float64))
     category_ids, crowds = np.array(category, dtype=np.int64), np.array(crowd, dtype=bool)
-    return Boxes(image[keep], category_ids[keep], xywh[keep], area[keep], crowds[keep])
+    kept = None if origins is None else [origins[place] for place in np.flatnonzero(keep).tolist()]
+    return Boxes(image[keep], category_ids[keep], xywh[keep], area[keep], crowds[keep], kept)
 
 
 def standard_objects(objects: Any, category_column: str = "category", box_format: str = "xywh") -> dict[str, list]:
@@ -257,14 +293,17 @@ def standard_objects(objects: Any, category_column: str = "category", box_format
     return standard
 
 
-def read_categories(entries: Sequence[Any], findings: Findings) -> dict[int, str]:
-    """COCO categories as id -> name; those that cannot be read are noted."""
+def read_categories(
+    entries: Sequence[Any], findings: Findings, origins: Sequence[tuple[str, int]] | None = None
+) -> dict[int, str]:
+    """COCO categories as id -> name; those that cannot be read are noted, with their `origins` where given."""
     categories: dict[int, str] = {}
-    for entry in entries:
+    for place, entry in enumerate(entries):
         try:
             number, name = _field(entry, "id", parse_whole_number), _field(entry, "name", parse_name)
         except ValueError as error:
-            findings.add("malformed category", f"category {_short(entry)}: {error}")
+            where = "" if origins is None else f"{line_name(origins[place])}: "
+            findings.add("malformed category", f"{where}category {_short(entry)}: {error}")
             continue
         if name != str(entry["name"]):
             findings.add("line break in a category name", f'category {number} is called "{name}"')
@@ -293,28 +332,35 @@ def _content(path: Path) -> dict[str, Any]:
     return content
 
 
-def _images(entries: list[Any], findings: Findings) -> tuple[list[int | str], list[str], np.ndarray]:
-    ids, names, sizes = [], [], []
-    for entry in entries:
+def _images(
+    entries: list[Any], findings: Findings, origins: Sequence[str] | None = None
+) -> tuple[list[int | str], list[str], np.ndarray, list[int]]:
+    """Ids, file names and sizes of the images that can be read, and their places."""
+    ids, names, sizes, places = [], [], [], []
+    for place, entry in enumerate(entries):
+        where = "" if origins is None else f"{origins[place]}: "
         try:
             identity = _field(entry, "id", parse_image_id)
             size = [_field(entry, side, _side) for side in ("width", "height")]
         except ValueError as error:
-            findings.add("malformed image", f"image {_short(entry)}: {error}")
+            findings.add("malformed image", f"{where}image {_short(entry)}: {error}")
             continue
         name = entry.get("file_name")
         if not isinstance(name, str) or not name.strip():
-            findings.add("image without file name", f"image {_short(entry)}: file_name {_unlike(name, 'a file name')}")
+            findings.add(
+                "image without file name", f"{where}image {_short(entry)}: file_name {_unlike(name, 'a file name')}"
+            )
             name = ""
         elif _half_characters(name):
-            findings.add("file name that is no text", f"image {_short(entry)}")
+            findings.add("file name that is no text", f"{where}image {_short(entry)}")
         if 0 in size:
             missing = "width" if size[0] == 0 else "height"
-            findings.add("image without size", f"image {_short(entry)}: {missing} is missing")
+            findings.add("image without size", f"{where}image {_short(entry)}: {missing} is missing")
         ids.append(identity)
         names.append(name)
         sizes.append(size)
-    return ids, names, np.array(sizes, dtype=np.int64).reshape(-1, 2)
+        places.append(place)
+    return ids, names, np.array(sizes, dtype=np.int64).reshape(-1, 2), places
 
 
 def _side(value: Any) -> int:

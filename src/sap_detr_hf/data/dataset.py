@@ -2,7 +2,8 @@
 
 Every source becomes the same rows: `image_id`, `width`, `height`, `objects` (`bbox` as x, y, width, height in absolute
 pixels, the data set's own `category` ids, `area`, `iscrowd`), and the image as a file name (`image_path`) or as stored
-bytes (`image`), opened only when a sample is made.
+bytes (`image`), opened only when a sample is made. Rows of YOLO and Pascal VOC also have
+`label_file` and the `lines` of their objects, for messages.
 """
 
 import zlib
@@ -22,7 +23,9 @@ from ..model.image_files import open_image
 from .augmentation import Augmentation, Target, sample_randomness, sanitize
 from .findings import Findings
 from .image_paths import find_coco_files
-from .sources import read_coco_rows, read_columns
+from .sources import read_coco_rows, read_columns, read_label_rows
+from .voc import find_voc_files
+from .yolo import find_yolo_files
 
 
 @dataclass
@@ -72,8 +75,9 @@ def load_detection_data(
 
     Args:
         data: A folder in COCO's layout (`annotations/instances_{split}[2017].json` with `images/{split}[2017]`,
-            `{split}[2017]` or `images`; or `{split}.json`), a COCO JSON file, a folder written by `save_to_disk`, a
-            folder of parquet files, or the id of a data set on the Hub.
+            `{split}[2017]` or `images`; or `{split}.json`), a COCO JSON file, a YOLO folder or its `data.yaml`, a
+            folder of Pascal VOC, a folder written by `save_to_disk`, a folder of parquet files, or the id of a data set
+            on the Hub. Of a folder with several of these the first in this order is read.
         split: "train", "val" or any name that the data set uses.
         annotations: The COCO JSON, where it is not found by itself.
         images: The folder that its `file_name`s are relative to, where it is not found by itself.
@@ -86,20 +90,30 @@ def load_detection_data(
 
     Raises:
         FileNotFoundError: There is no such data set, split or image folder; says what was looked for.
-        ValueError: A file is not COCO JSON, an entry cannot be read, columns are missing, or `categories` does not fit.
+        ValueError: A file is not COCO JSON, a label file or list of classes is broken, an entry cannot be read, columns
+            are missing, or `categories` does not fit.
     """
     if categories not in ("contiguous", "coco91"):
         raise ValueError(f'categories must be "contiguous" or "coco91", not "{categories}".')
     if box_format not in ("xywh", "xyxy"):
         raise ValueError(f'box_format must be "xywh" or "xyxy", not "{box_format}".')
     files = find_coco_files(Path(data), split, annotations, images)
+    labels = None if files is not None else find_yolo_files(Path(data), split) or find_voc_files(Path(data), split)
     if files is not None:
         dataset, names, findings = read_coco_rows(*files, cache_dir)
-        dataset = dataset.to_iterable_dataset() if streaming else dataset
+        source = str(files[0])
+    elif labels is not None:
+        if images is not None:
+            raise ValueError(f"An image folder belongs to a COCO JSON; {labels.source} says where its images are.")
+        dataset, names, findings = read_label_rows(labels, cache_dir)
+        source = str(labels.source)
     else:
+        source = f'{data}, split "{split}"'
         dataset, names, findings = read_columns(str(data), split, box_format, cache_dir, streaming)
     if not allow_errors:
-        findings.refuse_errors(files[0] if files is not None else f'{data}, split "{split}"')
+        findings.refuse_errors(source)
+    if streaming and (files is not None or labels is not None):
+        dataset = dataset.to_iterable_dataset()
     id2label, category_ids = number_classes(names, categories, str(data))
     annotation_file = files[0] if files is not None else None
     return DetectionData(dataset, id2label, category_ids, names, str(data), annotation_file, split, findings)

@@ -1,7 +1,7 @@
 """Faults of detection data: their kinds, and the check of boxes that training, evaluation and the data check share."""
 
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +43,7 @@ WARNINGS = {
     "file under another name": "used, because no other file fits",
     "EXIF-rotated image": "shown upright; make sure that the boxes were drawn on the upright image",
     "annotation without image": "left out: the image is not in the list",
+    "image without label file": "left out: Pascal VOC has an XML of every image, also of one without objects",
     "category without boxes": "nothing to learn it from",
     "category name twice": "two classes that results do not tell apart",
     "category listed twice": "the same id and name: used once",
@@ -119,6 +120,7 @@ class Boxes:
         boxes: (n, 4) float64 x, y, width, height in pixels.
         areas: (n,) float64 in square pixels.
         crowd: (n,) bool.
+        origins: (n,) label file and line, where they were read from such files; for messages.
     """
 
     image: np.ndarray
@@ -126,6 +128,17 @@ class Boxes:
     boxes: np.ndarray
     areas: np.ndarray
     crowd: np.ndarray
+    origins: Sequence[tuple[str, int]] | None = None
+
+
+def line_name(origin: tuple[str, int]) -> str:
+    """A label file and its line, for messages."""
+    return f"{origin[0]}, line {origin[1]}"
+
+
+def label_origins(files: Iterable[str], lines: Iterable[Iterable[int]]) -> list[tuple[str, int]]:
+    """Label file and line of each box, from each image's label file and the lines of its boxes."""
+    return [(file, line) for file, own in zip(files, lines, strict=True) for line in own]
 
 
 def check_boxes(
@@ -150,7 +163,10 @@ def check_boxes(
 
     def name(box: int) -> str:
         x, y, width, height = found.boxes[box]
-        return f"image id {image_ids[found.image[box]]}, box x {x:g}, y {y:g}, width {width:g}, height {height:g}"
+        where = "" if found.origins is None else f"{line_name(found.origins[box])}: "
+        return (
+            f"{where}image id {image_ids[found.image[box]]}, box x {x:g}, y {y:g}, width {width:g}, height {height:g}"
+        )
 
     finite = (np.abs(found.boxes) <= LARGEST_NUMBER).all(1)
     x, y, w, h = np.where(finite[:, None], found.boxes, 0.0).T

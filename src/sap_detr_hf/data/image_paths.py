@@ -1,17 +1,24 @@
-"""Where the files of a COCO data set are: its annotation file, its image folder, and the file of each `file_name`."""
+"""Where the files of a data set are: its annotation file, its image folder, and the file of each `file_name`."""
 
 import os
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 
 from PIL import Image
 
-SPLIT_NAMES = {"train": ("train",), "val": ("val", "validation", "valid"), "validation": ("validation", "val")}
+from ..model.image_files import IMAGE_FORMATS
+
+SPLIT_NAMES = {
+    "train": ("train",),
+    "val": ("val", "validation", "valid"),
+    "valid": ("valid", "val", "validation"),
+    "validation": ("validation", "val", "valid"),
+}
 
 
 def find_coco_files(
@@ -25,14 +32,14 @@ def find_coco_files(
     if data.suffix.lower() == ".json":
         data, annotations = data.parent, annotations or data
     if annotations is None:
-        annotations = _first_existing(data, annotation_names(split))
+        annotations = first_existing(data, annotation_names(split))
         if annotations is None:
             return None
     if not Path(annotations).is_file():
         raise FileNotFoundError(f"There is no annotation file {annotations}.")
     # data/annotations/instances_train.json: the pictures lie beside the folder `annotations`.
     root = data.parent if data.name == "annotations" else data
-    folder = Path(images) if images is not None else _first_existing(root, _image_folders(split, Path(annotations)))
+    folder = Path(images) if images is not None else first_existing(root, _image_folders(split, Path(annotations)))
     if folder is None or not folder.is_dir():
         looked_for = images or ", ".join(str(root / name) for name in _image_folders(split, Path(annotations)))
         raise FileNotFoundError(f"No image folder for {annotations}: looked for {looked_for}. Name it with `images`.")
@@ -46,6 +53,18 @@ def annotation_names(split: str) -> list[str]:
         names += [f"annotations/instances_{name}2017.json", f"annotations/instances_{name}.json"]
         names += [f"annotations/{name}.json", f"{name}.json", f"{name}/_annotations.coco.json", f"{name}/labels.json"]
     return names
+
+
+def matching_split(data: str, split: str, available: Sequence[str]) -> str:
+    """The name of a split among those of a data set.
+
+    Raises:
+        FileNotFoundError: There is none of a usual name of this split.
+    """
+    for name in SPLIT_NAMES.get(split, (split,)):
+        if name in available:
+            return name
+    raise FileNotFoundError(f'{data} has no split "{split}", it has {[*available]}.')
 
 
 @dataclass
@@ -97,6 +116,21 @@ def find_images(names: Sequence[str], folder: Path, annotation_file: Path) -> Im
             if not as_written:
                 result.renamed[name] = path
     return result
+
+
+def walk_images(folder: str | Path) -> Iterator[str]:
+    """Image files in a folder and its subfolders, sorted, without hidden ones."""
+    for parent, folders, files in os.walk(str(folder)):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if name.lower().endswith(_image_suffixes()) and not name.startswith("."):
+                yield os.path.join(parent, name)
+
+
+@cache
+def _image_suffixes() -> tuple[str, ...]:
+    registered = Image.registered_extensions().items()
+    return tuple(suffix for suffix, image_format in registered if image_format in IMAGE_FORMATS)
 
 
 class _Listing:
@@ -199,7 +233,7 @@ def _image_folders(split: str, annotation_file: Path) -> list[str]:
     return beside + [f"images/{name}" for name in names] + names + ["images", "data", "."]
 
 
-def _first_existing(root: Path, names: list[str]) -> Path | None:
+def first_existing(root: Path, names: list[str]) -> Path | None:
     """The first of these that exists, in any letters where none is as written."""
     exact = next((root / name for name in names if (root / name).exists()), None)
     if exact is not None and exact.name not in (".", "") and exact != root:

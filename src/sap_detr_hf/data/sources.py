@@ -1,11 +1,11 @@
-"""Where detection rows come from: COCO JSON files with image folders, and data sets with the Hub's usual columns."""
+"""Where detection rows come from: COCO JSON or label files with images, and data sets with the Hub's usual columns."""
 
 import hashlib
 import json
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ from .coco import (
     standard_objects,
 )
 from .findings import Findings
-from .image_paths import SPLIT_NAMES, annotation_names, find_images
+from .image_paths import annotation_names, find_images, matching_split
+from .label_files import LabelFiles
 
 SIZES = {"width": Value("int64"), "height": Value("int64")}
 OBJECTS = {
@@ -50,18 +51,33 @@ def read_coco_rows(
     The rows are written once, into the cache, under a name made of the file's content and the image folder. Several
     processes may ask at once: one writes, the others wait. The images' files are looked for anew each time.
     """
+    key = _fingerprint([annotation_file], f"{image_folder.resolve()}\0")
+    return _cached_rows(key, annotation_file, image_folder, cache_dir, lambda: read_coco(annotation_file))
+
+
+def read_label_rows(
+    labels: LabelFiles, cache_dir: str | Path | None
+) -> tuple[datasets.Dataset, dict[int, str], Findings]:
+    """Like `read_coco_rows`, of label files; the rows also have `label_file` and the `lines` of their boxes there."""
+    key = _fingerprint(labels.files, f"{labels.facts()}\0")
+    return _cached_rows(key, labels.source, labels.image_folder, cache_dir, labels.read)
+
+
+def _cached_rows(
+    key: str, source: Path, image_folder: Path, cache_dir: str | Path | None, read: Callable[[], CocoAnnotations]
+) -> tuple[datasets.Dataset, dict[int, str], Findings]:
     root = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "sap_detr_hf"
-    index = root / _fingerprint(annotation_file, image_folder)
+    index = root / key
     if not index.is_dir():
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{index}.lock"):
             if not index.is_dir():
-                _write_index(annotation_file, image_folder, index)
+                _write_index(read(), index)
     notes = json.loads((index / "notes.json").read_text())
     categories = {int(category_id): name for category_id, name in notes["categories"].items()}
     findings = Findings(Counter(notes["counts"]), notes["examples"])
     rows = datasets.load_from_disk(str(index))
-    found = find_images(rows["file_name"][:], image_folder, annotation_file)
+    found = find_images(rows["file_name"][:], image_folder, source)
     for name, path in found.renamed.items():
         findings.add("file under another name", f"{name}: {path}")
     for path, meaning in found.ambiguous.items():
@@ -108,22 +124,23 @@ def read_columns(
     return rows, {category: str(category) for category in sorted(found) if category >= 0}, findings
 
 
-def _fingerprint(annotation_file: Path, image_folder: Path) -> str:
+def _fingerprint(files: Iterable[str | Path], facts: str) -> str:
+    """A name made of the content of files and of what else the rows depend on."""
     digest = hashlib.blake2b(digest_size=16)
-    with annotation_file.open("rb") as file:
-        while block := file.read(2**22):
-            digest.update(block)
-    digest.update(f"{image_folder.resolve()}\0{INDEX_VERSION}\0{datasets.__version__}".encode())
+    for path in files:
+        with open(path, "rb") as file:
+            while block := file.read(2**22):
+                digest.update(block)
+    digest.update(f"{facts}{INDEX_VERSION}\0{datasets.__version__}".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
-def _write_index(annotation_file: Path, image_folder: Path, index: Path) -> None:
+def _write_index(coco: CocoAnnotations, index: Path) -> None:
     """Write the rows aside and rename: a killed process leaves no half index under the final name."""
-    coco = read_coco(annotation_file)
     with tempfile.TemporaryDirectory(dir=index.parent, prefix="incomplete-") as scratch:
         aside = Path(scratch) / "index"
         _coco_rows(coco).save_to_disk(str(aside))
-        notes = {"categories": coco.categories, "annotation_file": str(annotation_file)}
+        notes = {"categories": coco.categories, "annotation_file": str(coco.path)}
         notes |= {"counts": coco.findings.counts, "examples": coco.findings.examples}
         (aside / "notes.json").write_text(json.dumps(notes))
         os.rename(aside, index)
@@ -146,8 +163,14 @@ def _coco_rows(coco: CocoAnnotations) -> datasets.Dataset:
     )
     names = [name.encode("utf-8", "replace").decode() for name in coco.file_names]
     arrays = [pa.array(names), pa.array(coco.image_ids.tolist()), *map(pa.array, coco.sizes.T.copy()), objects]
-    table = pa.Table.from_arrays(arrays, names=list(features)).cast(features.arrow_schema)
-    return datasets.Dataset(table, datasets.DatasetInfo(features=features))
+    if coco.label_files is not None:
+        assert boxes.origins is not None
+        lines = pa.array([boxes.origins[box][1] for box in order.tolist()], pa.int64())
+        features |= {"label_file": Value("string"), "lines": List(Value("int64"))}
+        files = [name.encode("utf-8", "replace").decode() for name in coco.label_files]
+        arrays += [pa.array(files, pa.string()), pa.ListArray.from_arrays(offsets, lines)]
+    table = pa.Table.from_arrays(arrays, names=list(features)).cast(Features(features).arrow_schema)
+    return datasets.Dataset(table, datasets.DatasetInfo(features=Features(features)))
 
 
 def _with_column(rows: datasets.Dataset, name: str, values: Sequence[Any]) -> datasets.Dataset:
@@ -168,7 +191,7 @@ def _open_dataset(data: str, split: str, cache_dir: str | Path | None, streaming
         )
 
     def load() -> Any:
-        name = _matching_split(data, split, datasets.get_dataset_split_names(data))
+        name = matching_split(data, split, datasets.get_dataset_split_names(data))
         return datasets.load_dataset(data, split=name, streaming=streaming, cache_dir=_text(cache_dir))
 
     if folder.is_dir():
@@ -192,18 +215,11 @@ def _open_saved(data: str, split: str, streaming: bool) -> Any:
     folder = Path(data)
     if (folder / "dataset_dict.json").is_file():
         splits = json.loads((folder / "dataset_dict.json").read_text())["splits"]
-        folder /= _matching_split(data, split, splits)
+        folder /= matching_split(data, split, splits)
     if not json.loads((folder / "state.json").read_text()).get("_data_files", True):
         raise FileNotFoundError(f'{data}, split "{split}" has no rows.')  # load_from_disk fails on it
     saved = datasets.load_from_disk(str(folder))
     return saved.to_iterable_dataset() if streaming else saved
-
-
-def _matching_split(data: str, split: str, available: list[str]) -> str:
-    for name in SPLIT_NAMES.get(split, (split,)):
-        if name in available:
-            return name
-    raise FileNotFoundError(f'{data} has no split "{split}", it has {available}.')
 
 
 def _text(path: str | Path | None) -> str | None:

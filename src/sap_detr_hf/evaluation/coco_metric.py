@@ -8,7 +8,7 @@ import io
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ import numpy as np
 from pycocotools.cocoeval import COCOeval
 
 from ..data.coco import id_array, parse_image_id, read_boxes, read_coco, standard_objects
-from ..data.findings import FILE_ERRORS, Boxes, Findings, check_boxes, check_image_ids
+from ..data.findings import FILE_ERRORS, Boxes, Findings, check_boxes, check_image_ids, label_origins
 from ..files import whole_file
 from .coco_evaluator import EVALUATORS, CategoryCurves, evaluate_category, installed_evaluator
 
@@ -84,16 +84,19 @@ class GroundTruth:
         """Reads rows with `image_id` and `objects` {bbox, category, area, iscrowd}, the usual columns of Hub data sets.
 
         Args:
-            rows: a `datasets.Dataset` (only these two columns are read) or any iterable of such rows.
+            rows: a `datasets.Dataset` (only these columns are read) or any iterable of such rows. Of rows made of label
+                files, `label_file` and `lines` say in messages where a box stands.
             names: category id -> name; the categories that occur, named by their id, if not given.
 
         Raises:
             ValueError: a box has a category that is not in `names`, or a row another error of `data.findings.ERRORS`.
         """
         if hasattr(rows, "select_columns"):
-            rows = rows.select_columns(["image_id", "objects"])  # leaves the pictures undecoded
+            labels = ["label_file", "lines"] if "label_file" in (getattr(rows, "column_names", None) or ()) else []
+            rows = rows.select_columns(["image_id", "objects", *labels])  # leaves the pictures undecoded
         image_ids: list[int | str] = []
         annotations: list[dict[str, Any]] = []
+        origins: list[tuple[str, int]] = []
         for number, row in enumerate(rows):
             image_ids.append(row["image_id"])
             try:
@@ -103,15 +106,22 @@ class GroundTruth:
             for b, c, a, i in zip(*(objects[name] for name in ("bbox", "category", "area", "iscrowd")), strict=True):
                 entry = {"image_id": row["image_id"], "category_id": c, "bbox": b, "area": a, "iscrowd": i}
                 annotations.append(entry)
+            origins += label_origins([row["label_file"]], [row["lines"]]) if "label_file" in row else []
         if names is None:
             names = {category: str(category) for category in sorted({a["category_id"] for a in annotations})}
-        return cls.from_annotations(image_ids, names, annotations)
+        return cls.from_annotations(image_ids, names, annotations, origins or None)
 
     @classmethod
     def from_annotations(
-        cls, image_ids: Iterable[int | str], names: Mapping[int, str], annotations: Iterable[Mapping[str, Any]]
+        cls,
+        image_ids: Iterable[int | str],
+        names: Mapping[int, str],
+        annotations: Iterable[Mapping[str, Any]],
+        origins: Sequence[tuple[str, int]] | None = None,
     ) -> "GroundTruth":
         """Takes COCO annotation dicts (`image_id`, `category_id`, `bbox`, optional `area` and `iscrowd`).
+
+        `origins` are label file and line of each, for messages, where they are not of a COCO JSON.
 
         Raises:
             ValueError: an image id is there twice, a category is not in `names`, or another error of
@@ -119,7 +129,8 @@ class GroundTruth:
         """
         findings = Findings()
         ids = [parse_image_id(value) for value in image_ids]
-        boxes = read_boxes([*annotations], {value: place for place, value in enumerate(ids)}, findings)
+        place_of: dict[Hashable, int] = {value: place for place, value in enumerate(ids)}
+        boxes = read_boxes([*annotations], place_of, findings, origins=origins)
         categories = {int(category): str(name) for category, name in names.items()}
         check_image_ids(findings, id_array(ids), lambda place: f"image {place}")
         return cls._checked(id_array(ids), categories, boxes, findings, "The truth")

@@ -4,6 +4,7 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -19,6 +20,7 @@ from ..files import prepare_folder
 from ..model.pretrained_model import SapDetrPreTrainedModel
 from ..weights.pretrained import AUTOCAST_DTYPES, check_device_and_dtype, load_detector
 from .detector import Detector, SalientDetections, plan_batches, prepare_image
+from .pre_labels import PRE_LABELS, PreLabels
 from .results import FILES, PICTURES, PredictionResults
 from .sources import InputImage, InputImages
 
@@ -92,11 +94,13 @@ def predict(settings: PredictionSettings) -> PredictionSummary:
     )
     total = sources.count()
     model, image_processor = load_detector(settings.model, settings.device)
-    prepare_folder(output, settings.overwrite, results=(*FILES, PICTURES))
+    prepare_folder(output, settings.overwrite, results=(*FILES, PICTURES, PRE_LABELS))
     predictor = Predictor(model, image_processor, settings)
     summary = PredictionSummary()
+    form = settings.as_annotations
     with (
         PredictionResults(output, model.config.category_ids, settings.pictures) as results,
+        PreLabels(output / PRE_LABELS, form, sources, model.config) if form else nullcontext() as pre_labels,
         tqdm(total=total, desc="predict", unit="image", mininterval=0.5) as progress,
     ):
         for prepared, found in predictor.predict(sources):
@@ -108,6 +112,8 @@ def predict(settings: PredictionSettings) -> PredictionSummary:
                 image_id = prepared.source.image_id
                 number = prepared.number if image_id is None else image_id
                 results.add(prepared.source, number, prepared.image, found)
+                if pre_labels is not None:
+                    pre_labels.add(prepared.source, number, prepared.image, found)
             progress.update()
     summary.images, summary.detections, summary.failed = results.images, results.detections, results.failed
     return summary

@@ -8,7 +8,7 @@ import glob
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -17,8 +17,8 @@ from PIL import Image
 
 from ..data.coco import read_coco
 from ..data.findings import IMAGE_LIST_ERRORS, check_image_ids
-from ..data.image_paths import find_coco_files, find_images
-from ..model.image_files import IMAGE_FORMATS, ImageFileError, open_image
+from ..data.image_paths import find_coco_files, find_images, walk_images
+from ..model.image_files import ImageFileError, open_image
 from .downloads import MAX_BYTES, TIMEOUT, download, is_url
 from .videos import VIDEO_SUFFIXES, count_frames, require_decoder, video_frames
 
@@ -121,7 +121,7 @@ class InputImages:
 
     def _search(self, text: str) -> Iterator[str]:
         if os.path.isdir(text):
-            paths: Iterator[str] = _walk(text)
+            paths: Iterator[str] = walk_images(text)
         else:
             paths = iter(sorted(path for path in glob.iglob(text, recursive=True) if os.path.isfile(path)))
         for path in paths:
@@ -215,18 +215,3 @@ def _is_coco(text: str) -> bool:
 
 def _is_video(name: str) -> bool:
     return not is_url(name) and name.lower().endswith(VIDEO_SUFFIXES)
-
-
-def _walk(folder: str) -> Iterator[str]:
-    """Image files in a folder and its subfolders, sorted, without hidden ones."""
-    for parent, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if name.lower().endswith(_image_suffixes()) and not name.startswith("."):
-                yield os.path.join(parent, name)
-
-
-@lru_cache(maxsize=1)
-def _image_suffixes() -> tuple[str, ...]:
-    registered = Image.registered_extensions().items()
-    return tuple(suffix for suffix, image_format in registered if image_format in IMAGE_FORMATS)
