@@ -175,7 +175,12 @@ def test_a_broken_picture_is_named(model_dir, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [(["--slice", "8"], "at least 16"), (["--slice", "64", "--overlap", "1"], "below 0.9")],
+    [
+        (["--slice", "8"], "at least 16"),
+        (["--slice", "64", "--overlap", "1"], "below 0.9"),
+        (["--overlap", "0.5"], "name their size with --slice"),
+        (["--no-whole-image"], "--whole-image is for"),
+    ],
 )
 @pytest.mark.parametrize("verb", ["predict", "evaluate"])
 def test_senseless_slices_are_refused(verb, options, message, capsys):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from ..options import ARGUMENT, AT_LEAST_0, AT_LEAST_1, Settings
-from .slices import Overlap, SliceSize, WholeImage
+from .slices import Overlap, SliceSize, WholeImage, check_slices
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class EvaluationSettings(Settings):
     cache_dir: Annotated[str | None, "where the Arrow index of the data is kept"] = None
     output: Annotated[str, "folder that gets the report"] = "evaluation"
     slice: SliceSize = None
-    overlap: Overlap = 0.2
-    whole_image: WholeImage = True
+    overlap: Overlap = None
+    whole_image: WholeImage = None
     batch_size: Annotated[
         int,
         "images a batch and process, or slices of an image; does not change the numbers, up to rounding",
@@ -52,5 +52,6 @@ class EvaluationSettings(Settings):
 
     def __post_init__(self):
         super().__post_init__()
+        check_slices(self.slice, self.overlap, self.whole_image)
         if self.slice and self.pad_batches:
             raise ValueError("--pad-batches pads images of different size, which slices are not: leave it out")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from ..options import ABOVE_0, ARGUMENT, AT_LEAST_0, AT_LEAST_1, FRACTION, Settings
-from .slices import Overlap, SliceSize, WholeImage
+from .slices import Overlap, SliceSize, WholeImage, check_slices
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class PredictionSettings(Settings):
         None
     )
     slice: SliceSize = None
-    overlap: Overlap = 0.2
-    whole_image: WholeImage = True
+    overlap: Overlap = None
+    whole_image: WholeImage = None
     batch_size: Annotated[int, "images of equal size, or slices of an image, that run together", AT_LEAST_1] = 1
     workers: Annotated[int, "threads that open and resize images ahead", AT_LEAST_0] = 2
     device: Annotated[Literal["auto", "cpu", "cuda"], "where the model runs"] = "auto"
@@ -42,3 +42,7 @@ class PredictionSettings(Settings):
     overwrite: Annotated[bool, "replace the results of an earlier prediction in the folder"] = False
     timeout: Annotated[float, "seconds that a download may take", ABOVE_0] = 20.0
     max_download: Annotated[float, "largest download in MiB", ABOVE_0] = 64.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_slices(self.slice, self.overlap, self.whole_image)

@@ -10,8 +10,22 @@ SliceSize = Annotated[
     Limit("at least 16", lambda value: value >= 16),
 ]
 Overlap = Annotated[
-    float,
-    "with --slice: share of a slice that the next one repeats; best no narrower than the objects",
+    float | None,
+    "with --slice: share of a slice that the next one repeats, best no narrower than the objects; empty: 0.2",
     Limit("at least 0 and below 0.9", lambda value: 0 <= value < 0.9),
 ]
-WholeImage = Annotated[bool, "with --slice: detect in the whole image as well, for objects larger than a slice"]
+WholeImage = Annotated[
+    bool | None, "with --slice: detect in the whole image as well, for objects larger than a slice; empty: yes"
+]
+
+
+def check_slices(size: int | None, overlap: float | None, whole_image: bool | None) -> None:
+    """Refuse settings of slices without slices, which would change nothing.
+
+    Raises:
+        ValueError: names them.
+    """
+    given = {"--overlap": overlap, "--whole-image": whole_image}
+    unused = " and ".join(option for option, value in given.items() if value is not None)
+    if size is None and unused:
+        raise ValueError(f"{unused} is for detection in slices: name their size with --slice, or leave it out")

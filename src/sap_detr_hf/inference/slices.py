@@ -27,6 +27,7 @@ except ImportError as error:
 set_postprocess_backend("numpy")
 
 TOP_K = 1000  # detections of a picture: a large one shows more than 300 objects; COCO AP counts 100 of each class
+OVERLAP = 0.2
 CUT_MARGIN = 0.01  # of a slice: what ends closer to its border is taken to be cut there
 
 
@@ -51,7 +52,7 @@ class SlicedDetector:
         self,
         detector: Detector,
         size: int,
-        overlap: float = 0.2,
+        overlap: float = OVERLAP,
         whole_image: bool = True,
         batch_size: int = 1,
         nms: float = 0.5,
@@ -74,7 +75,10 @@ class SlicedDetector:
     @classmethod
     def of_settings(cls, detector: Detector, settings: Any, top_k: int = TOP_K) -> "SlicedDetector":
         """Make one by a verb's settings: `slice`, `overlap`, `whole_image` and `batch_size`."""
-        return cls(detector, settings.slice, settings.overlap, settings.whole_image, settings.batch_size, top_k=top_k)
+        overlap = OVERLAP if settings.overlap is None else settings.overlap
+        return cls(
+            detector, settings.slice, overlap, settings.whole_image is not False, settings.batch_size, top_k=top_k
+        )
 
     def detect(self, image: Image.Image, name: str = "the image") -> SalientDetections:
         """Detect objects in one upright RGB image, called `name` in messages.
