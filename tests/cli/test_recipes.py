@@ -13,8 +13,8 @@ from sap_detr_cli.main import main
 from sap_detr_cli.options import options, parse
 from sap_detr_cli.recipes import read_recipe, recipe_files, recipe_folder
 from sap_detr_cli.settings.train import TrainingSettings
-from sap_detr_hf import SapDetrConfig
 from sap_detr_hf.model.configuration_sap_detr import FURTHER_VARIANTS
+from sap_detr_hf.weights.variants import config_of_variant
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted(recipe_folder().glob("*.yaml"))
@@ -32,7 +32,7 @@ def test_help_answers_with_every_setting_and_its_reason():
 
 
 def test_every_recipe_is_valid_and_the_published_ones_are_the_published_recipe():
-    assert len(RECIPES) == 21
+    assert len(RECIPES) == 24
     published = {}
     for path in RECIPES:
         recipe = read_recipe(path)
@@ -40,7 +40,7 @@ def test_every_recipe_is_valid_and_the_published_ones_are_the_published_recipe()
         extra += [] if "data" in recipe else ["--data", "some/data"]
         settings = parse(TrainingSettings, [str(path), *extra])
         if settings.variant:
-            SapDetrConfig.from_variant(settings.variant, **settings.model_overrides)
+            config_of_variant(settings.variant, **settings.model_overrides)
         if path.stem.startswith("coco_"):
             published[path.stem] = (settings.variant, settings.epochs, settings.drop_epoch, settings.effective_batch)
             assert settings.augmentation == "released"
@@ -56,6 +56,9 @@ def test_every_recipe_is_valid_and_the_published_ones_are_the_published_recipe()
         "coco_r101_dc5_50e": ("r101-dc5", 50, 40, 8),
         "coco_r50_12e": ("r50", 12, 11, 16),
         "coco_r50_36e": ("r50", 36, 30, 16),
+        "coco_dino_r50_12e": ("dino-r50", 12, 11, 16),
+        "coco_dino_r50_24e": ("dino-r50", 24, 20, 16),
+        "coco_dino_r50_36e": ("dino-r50", 36, 30, 16),
         **{
             f"coco_{name.replace('-', '_')}_{epochs}e": (name, epochs, drop_epoch, 8 if "dc5" in name else 16)
             for name in FURTHER_VARIANTS
