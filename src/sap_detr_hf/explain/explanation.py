@@ -142,7 +142,7 @@ def observation_of(model: Any, layer: int) -> Any:
     raise ValueError(f"Explanations draw the cells of sap_detr and sap_dino_detr models: a {kind} model has none.")
 
 
-@observation_of.register
+@observation_of.register(SapDetrForObjectDetection)
 def _(model: SapDetrForObjectDetection, layer: int) -> "GaussianObservation":
     if not model.config.side_directed_gaussian:
         raise ValueError(
@@ -151,7 +151,7 @@ def _(model: SapDetrForObjectDetection, layer: int) -> "GaussianObservation":
     return GaussianObservation(model, layer)
 
 
-@observation_of.register
+@observation_of.register(SapDinoDetrForObjectDetection)
 def _(model: SapDinoDetrForObjectDetection, layer: int) -> SamplingObservation:
     return SamplingObservation(model, layer, SamplingExplanation)
 

@@ -46,7 +46,13 @@ class SamplingObservation:
             hook.remove()
 
     def entered(self, outputs: Any, query: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Points (D, 2) and sides (D, 4) that each layer started from, in [0, 1]."""
+        """Points (D, 2) and sides (D, 4) that each layer started from, in [0, 1].
+
+        Raises:
+            ValueError: the query has no token.
+        """
+        if outputs.query_mask is not None and not outputs.query_mask[0, query]:
+            raise ValueError(f"Query {query} is unused: the image has fewer tokens than the model has queries.")
         return outputs.intermediate_reference_points[:, 0, query], outputs.intermediate_box_sides[:, 0, query]
 
     def cells(self, outputs: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
