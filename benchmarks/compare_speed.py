@@ -75,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--width", type=int, help="pixels; 1066, in training 640")
     parser.add_argument("--batch-size", type=int, help="images per call; 1, in training 2")
     parser.add_argument("--dtypes", nargs="+", help="float32 (default), bfloat16, float16 (autocast)")
+    parser.add_argument("--without-denoising", action="store_true", help="train without denoising queries")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--rounds", type=int, default=5, help="counted rounds (5); medians are printed")
     parser.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
@@ -104,6 +105,7 @@ def _groups(args: argparse.Namespace) -> list[list]:
     """The cases to compare; those of one group take turns."""
     from benchmarks.tasks import Case
     from sap_detr_hf.weights.pretrained import AUTOCAST_DTYPES
+    from sap_detr_hf.weights.variants import VARIANTS
 
     dtypes = args.dtypes or ["float32"]
     wrong = [dtype for dtype in dtypes if dtype not in AUTOCAST_DTYPES]
@@ -120,7 +122,9 @@ def _groups(args: argparse.Namespace) -> list[list]:
     if args.task == "queries":
         grids = [{"query_grid": grid, "num_queries": grid[0] * grid[1]} for grid in GRIDS]
         return [[Case(task, *pair, height, width, **fields, overrides=grid) for pair in pairs] for grid in grids]
-    return [[Case(task, *pair, height, width, **fields) for pair in pairs]]
+    plain = {"denoising_pairs": 0} if args.without_denoising else {}
+    overrides = {model: plain if model.partition(":")[0] in VARIANTS else {} for model in models}
+    return [[Case(task, *pair, height, width, **fields, overrides=overrides[pair[0]]) for pair in pairs]]
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def test_help_answers_with_every_setting_and_its_reason():
 
 
 def test_every_recipe_is_valid_and_the_published_ones_are_the_published_recipe():
-    assert len(RECIPES) == 21
+    assert len(RECIPES) == 24
     published = {}
     for path in RECIPES:
         recipe = read_recipe(path)
@@ -56,6 +56,9 @@ def test_every_recipe_is_valid_and_the_published_ones_are_the_published_recipe()
         "coco_r101_dc5_50e": ("r101-dc5", 50, 40, 8),
         "coco_r50_12e": ("r50", 12, 11, 16),
         "coco_r50_36e": ("r50", 36, 30, 16),
+        "coco_dino_r50_12e": ("dino-r50", 12, 11, 16),
+        "coco_dino_r50_24e": ("dino-r50", 24, 20, 16),
+        "coco_dino_r50_36e": ("dino-r50", 36, 30, 16),
         **{
             f"coco_{name.replace('-', '_')}_{epochs}e": (name, epochs, drop_epoch, 8 if "dc5" in name else 16)
             for name in FURTHER_VARIANTS

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision import tv_tensors
 from torchvision.transforms import v2
+from two_rectangles import picture, target, visible_box
 
 from sap_detr_hf.data.augmentation import (
     FlipAugmentation,
@@ -15,31 +15,6 @@ from sap_detr_hf.data.augmentation import (
     sample_randomness,
     sanitize,
 )
-
-BOXES = [[60.0, 30.0, 160.0, 90.0], [200.0, 120.0, 300.0, 220.0]]  # x1, y1, x2, y2
-
-
-def picture(width=320, height=240):
-    """Black, with one red and one green rectangle where the boxes are."""
-    pixels = np.zeros((height, width, 3), np.uint8)
-    for channel, (x1, y1, x2, y2) in enumerate(BOXES):
-        pixels[int(y1) : int(y2), int(x1) : int(x2), channel] = 255
-    return Image.fromarray(pixels)
-
-
-def target(boxes=BOXES, width=320, height=240):
-    boxes = torch.tensor(boxes).reshape(-1, 4)
-    return {
-        "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width)),
-        "class_labels": torch.arange(len(boxes)),
-        "area": (boxes[:, 2:] - boxes[:, :2]).prod(1) / 2,
-        "iscrowd": torch.zeros(len(boxes), dtype=torch.int64),
-    }
-
-
-def visible_box(image, channel):
-    rows, columns = torch.nonzero(image[channel] >= 128, as_tuple=True)
-    return torch.stack([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]).float()
 
 
 @pytest.mark.parametrize("augmentation", [FlipAugmentation(240, 400), ReleasedAugmentation(240, 400)])
@@ -167,8 +142,8 @@ def test_own_callable_by_name(tmp_path, monkeypatch):
         make_augmentation("my_augmentation:thrice")
     with pytest.raises(ValueError, match="No module named 'no_such_module'"):
         make_augmentation("no_such_module:thing")
-    with pytest.raises(ValueError, match=r'"strong".*"none", "flip", "released"'):
-        make_augmentation("strong")
+    with pytest.raises(ValueError, match=r'"stronger".*"none", "flip", "released", "strong"'):
+        make_augmentation("stronger")
 
 
 def test_torchvision_transforms_qualify():

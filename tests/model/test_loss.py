@@ -10,6 +10,7 @@ import pytest
 import torch
 from tiny_model import tiny_config, tiny_inputs, tiny_labels, tiny_model
 
+from sap_detr_hf.model.denoising import denoising_loss, denoising_queries
 from sap_detr_hf.model.loss import (
     LayerPredictions,
     corners_from_boxes,
@@ -178,6 +179,48 @@ def test_loss_without_one_hot_equals_the_textbook_focal_loss():
     assert float(parts["loss_ce"]) == pytest.approx(float(focal(named["logits"][0, 0], target)), rel=1e-5)
     expected = float(focal(named["pred_objectness"][0, 0, :, 0], quality))
     assert float(parts["loss_ce_obj"]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_varifocal_class_loss_is_the_textbook_formula():
+    """In matching and denoising; the IoU and the weights carry no gradient."""
+    named = {name: value.requires_grad_() for name, value in random_predictions(layers=1, images=1).items()}
+    labels = tiny_labels(counts=(4,))
+    config = tiny_config(class_loss="varifocal", focal_alpha=0.3, focal_gamma=1.5)
+    predictions = LayerPredictions(
+        named["logits"], named["pred_boxes"], named["pred_points"], named["pred_objectness"][..., 0]
+    )
+    queries, boxes = match_queries(predictions, pad_targets(labels, 6, torch.device("cpu")), labels, config)[0][0]
+    corners = corners_from_boxes(named["pred_boxes"][0, 0, queries])
+    quality = torch.full((20, 6), -1.0)  # where no object is
+    quality[queries, labels[0]["class_labels"][boxes]] = iou_and_giou(
+        corners, corners_from_boxes(labels[0]["boxes"][boxes])
+    )[0].detach()
+
+    def varifocal(logits, quality):
+        weight = torch.where(quality >= 0, quality, 0.7 * logits.sigmoid().detach() ** 1.5)
+        quality = quality.clamp(min=0)
+        return torch.nn.functional.binary_cross_entropy_with_logits(logits, quality, weight=weight, reduction="sum") / 4
+
+    only = {f"{name}_loss_coefficient": 0.0 for name in ("objectness", "bbox", "giou", "inner")}
+    config.update(only)
+    loss, parts = sap_detr_loss(labels=labels, config=config, **named)
+    expected = varifocal(named["logits"][0, 0], quality)
+    assert (quality > 0).sum() == 3, "one matched box does not overlap: it has no class loss"
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(parts["loss_ce"], expected.detach())
+    found, wanted = (torch.autograd.grad(value, named["logits"], retain_graph=True)[0] for value in (loss, expected))
+    torch.testing.assert_close(found, wanted)
+    assert torch.autograd.grad(loss, named["pred_boxes"])[0].abs().max() == 0
+
+    embedding = torch.nn.Embedding(6, 8)
+    config.denoising_pairs = 10
+    noisy = denoising_queries(labels, embedding, config)
+    loss, _ = denoising_loss(named, noisy, 4.0, config)
+    iou, _ = iou_and_giou(corners_from_boxes(named["pred_boxes"][0, 0, :10]), noisy.target_corners[0])
+    quality = torch.full((20, 6), -1.0)
+    quality[torch.arange(10), noisy.target_classes[0]] = iou.detach()
+    expected = sum(noisy.weights[0, i] * varifocal(named["logits"][0, 0, i], quality[i]) for i in range(20))
+    torch.testing.assert_close(loss, expected)
 
 
 TWO_PROCESSES = """

@@ -422,6 +422,7 @@ CHANGES = {
     "bbox_loss_coefficient": 3.0,
     "giou_loss_coefficient": 3.0,
     "inner_loss_coefficient": 3.0,
+    "class_loss": "varifocal",
     "focal_alpha": 0.4,
     "focal_gamma": 1.0,
     "num_labels": 7,

@@ -44,3 +44,14 @@ def test_two_processes_equal_one(digits, tmp_path):
     for expected, found in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):
         names = [name for name in expected if name != "class_error"]  # a mean of each batch's percentage
         assert [found[name] for name in names] == pytest.approx([expected[name] for name in names], rel=2e-5)
+
+
+def test_half_precision_with_checkpointing_is_close(digits, tmp_path):
+    """Over accumulated batches; the loss in float32."""
+    path = recipe(tmp_path, digits, model_overrides={**SMALL, "denoising_pairs": 0}, max_steps=2, evaluation_epochs=0)
+    assert run_here(path, "--output_dir", tmp_path / "plain") == 0
+    options = ("--mixed_precision", "bf16", "--gradient_checkpointing", "true")
+    assert run_here(path, "--output_dir", tmp_path / "half", *options) == 0
+    for expected, found in zip(metrics(tmp_path / "plain"), metrics(tmp_path / "half"), strict=True):
+        assert found["loss"] == pytest.approx(expected["loss"], rel=0.05)
+        assert found["loss"] != expected["loss"]

@@ -19,7 +19,7 @@ class ShowDataSettings(Settings):
     images: Annotated[str | None, "image folder, where it is not found by itself"] = None
     box_format: Annotated[Literal["xywh", "xyxy"], "of Hub data"] = "xywh"
     count: Annotated[int, "number of images", AT_LEAST_1] = 16
-    augmentation: Annotated[str, "none, flip, released, or package.module:callable"] = "released"
+    augmentation: Annotated[str, "none, flip, released, strong[-no-flip], or package.module:callable"] = "released"
     shortest_edge: Annotated[int | None, "pixels; empty: the model's, or 800", AT_LEAST_1] = None
     longest_edge: Annotated[int | None, "pixels; empty: the model's, or 1333", AT_LEAST_1] = None
     model: Annotated[str | None, "take the image processor of this model folder or Hub id"] = None

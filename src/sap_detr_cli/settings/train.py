@@ -85,7 +85,12 @@ class TrainingSettings(Settings):
         Literal["xywh", "xyxy"], "box format of Hub data sets, which differ; COCO files are always xywh"
     ] = "xywh"
     cache_dir: Annotated[str | None, "where the Arrow index of the data is kept"] = None
-    augmentation: Annotated[str, "none, flip, released, or package.module:callable"] = "released"
+    augmentation: Annotated[str, "none, flip, released, strong[-no-flip], or package.module:callable"] = "released"
+    strong_augmentation_until: Annotated[
+        float,
+        "`strong`: share of the epochs after which it gives way to `released` (`strong-no-flip`: to plain images)",
+        Limit("above 0 and at most 1", lambda share: 0 < share <= 1),
+    ] = 0.85
     shortest_edge: Annotated[
         int | None, "image size, also saved with the processor; empty: the processor's own, 800", AT_LEAST_1
     ] = None

@@ -1,15 +1,17 @@
-"""Training augmentation: the published one on torchvision.transforms.v2, a flip, or the user's own.
+"""Training augmentation: the published one on torchvision.transforms.v2, a flip, a strong one, or the user's own.
 
 An augmentation is any callable `(image, target) -> (image, target)`. The image is an RGB `PIL.Image` (it may return a
 PIL image or a (3, height, width) tensor); the target holds `boxes` (n, 4), a `tv_tensors.BoundingBoxes` in x1, y1, x2,
 y2 pixels, and `class_labels`, `area` and `iscrowd` (n,) each. Plain torchvision.transforms.v2 transforms qualify.
+One that mixes images or changes with the epoch has a method `in_epoch` that returns such a callable, see
+`MixingAugmentation`.
 """
 
 import contextlib
 import importlib
 import random
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,6 +25,14 @@ from ..model.detection_processing import released_image_size
 Target = dict[str, Any]
 Augmentation = Callable[[Any, Target], tuple[Any, Target]]
 
+
+class MixingAugmentation(Protocol):
+    """An augmentation that takes further images of the data set, or is another one in another epoch."""
+
+    def in_epoch(self, epoch: int, other: Callable[[], tuple[Any, Target]]) -> Augmentation:
+        """The augmentation of an epoch; each call of `other` draws an image of the data set with its target."""
+
+
 # The published scheme (SAP-DETR supplement; DETR's make_coco_transforms), for a shortest side of 800.
 PUBLISHED_SHORTEST_EDGE = 800
 PUBLISHED_SCALES = tuple(range(480, 801, 32))
@@ -33,16 +43,24 @@ LONGEST_BEFORE_CROP = 10
 
 
 def make_augmentation(
-    name: str = "released", shortest_edge: int = 800, longest_edge: int = 1333
-) -> Augmentation | None:
+    name: str = "released",
+    shortest_edge: int = 800,
+    longest_edge: int = 1333,
+    *,
+    strong_epochs: int | None = None,
+    most_boxes: int | None = None,
+) -> Augmentation | MixingAugmentation | None:
     """The augmentation of this name.
 
     Args:
         name: "none" (returns None: the image processor alone), "flip" (horizontal flip, then one size), "released"
-            (the published scheme), or "package.module:attribute" for a callable of your own.
+            (the published scheme), "strong" (see `strong_augmentation.py`), "strong-no-flip" (the same without
+            mirroring), or "package.module:attribute" for a callable of your own.
         shortest_edge: Shortest side of the largest scale in pixels; the published scheme's other lengths are
             scaled with it, so that 240 gives scales of 144 to 240.
         longest_edge: Limit of the longest side after resizing.
+        strong_epochs: Epochs after which "strong" gives way to "released"; None: never.
+        most_boxes: Of an image that "strong" mixes from others: the model's queries.
 
     Raises:
         ValueError: The name is none of these, or does not lead to a callable.
@@ -53,9 +71,17 @@ def make_augmentation(
         return FlipAugmentation(shortest_edge, longest_edge)
     if name == "released":
         return ReleasedAugmentation(shortest_edge, longest_edge)
+    if name in ("strong", "strong-no-flip"):
+        from .strong_augmentation import StrongAugmentation  # here, for it is made of this module's parts
+
+        options: dict[str, Any] = {"mirror": name == "strong", "epochs": strong_epochs, "most_boxes": most_boxes}
+        return StrongAugmentation(shortest_edge, longest_edge, **options)
     if ":" in name:
         return _import_callable(name)
-    raise ValueError(f'Unknown augmentation "{name}": use "none", "flip", "released" or "package.module:function".')
+    raise ValueError(
+        f'Unknown augmentation "{name}": use "none", "flip", "released", "strong", "strong-no-flip" or '
+        '"package.module:function".'
+    )
 
 
 class FlipAugmentation:

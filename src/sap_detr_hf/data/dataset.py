@@ -20,7 +20,7 @@ from torchvision.transforms.v2 import functional as F
 
 from ..model.coco_labels import COCO_ID2LABEL
 from ..model.image_files import open_image
-from .augmentation import Augmentation, Target, sample_randomness, sanitize
+from .augmentation import Augmentation, MixingAugmentation, Target, sample_randomness, sanitize
 from .findings import Findings
 from .image_paths import find_coco_files
 from .sources import read_coco_rows, read_columns, read_label_rows
@@ -208,7 +208,7 @@ class RowPreparation:
     def __init__(
         self,
         image_processor: Any,
-        augmentation: Augmentation | None,
+        augmentation: Augmentation | MixingAugmentation | None,
         category_ids: list[int] | None,
         seed: int = 0,
         keep_crowd: bool = False,
@@ -219,19 +219,27 @@ class RowPreparation:
         self.seed = seed
         self.keep_crowd = keep_crowd
 
-    def __call__(self, row: dict[str, Any], epoch: int, index: int) -> dict[str, Any]:
-        """The sample: `pixel_values` (3, height, width) float32 and `labels`."""
-        image = open_row_image(row)
-        target = self._target(row)
+    def __call__(self, row: dict[str, Any], epoch: int, index: int, rows: Any = ()) -> dict[str, Any]:
+        """The sample: `pixel_values` (3, height, width) float32 and `labels`; `rows` are those it can be mixed with."""
+        image, target = self._load(row)
         if self.augmentation is None:
             pixel_values = self.image_processor(images=image, do_pad=False, return_tensors="pt")["pixel_values"][0]
         else:
             with sample_randomness(self.seed, epoch, index):
-                image, target = self.augmentation(image, target)
+                image, target = self._augmentation(epoch, rows)(image, target)
             image = _pixels(image)
             _check_canvas(target, image)
             pixel_values = normalize(image, self.image_processor)
         return {"pixel_values": pixel_values, "labels": _labels(row, target, pixel_values.shape[-2:])}
+
+    def _augmentation(self, epoch: int, rows: Any) -> Augmentation:
+        augmentation: Any = self.augmentation
+        if not hasattr(augmentation, "in_epoch"):
+            return augmentation
+        return augmentation.in_epoch(epoch, lambda: self._load(rows[int(torch.randint(len(rows), ()))]))
+
+    def _load(self, row: dict[str, Any]) -> tuple[Any, Target]:
+        return open_row_image(row), self._target(row)
 
     def _target(self, row: dict[str, Any]) -> Target:
         objects = row["objects"]
@@ -262,7 +270,7 @@ class _PreparedSamples:
         self,
         data: DetectionData,
         image_processor: Any,
-        augmentation: Augmentation | None = None,
+        augmentation: Augmentation | MixingAugmentation | None = None,
         *,
         category_ids: list[int] | str | None = "data",
         seed: int = 0,
@@ -296,11 +304,22 @@ class DetectionRows(_PreparedSamples, torch.utils.data.Dataset):
             OSError: The image cannot be read; names the file and the image id.
             ValueError: The row's boxes or sizes cannot be right.
         """
-        return self.prepare(self.data.dataset[index], int(self._epoch), index)
+        return self.prepare(self.data.dataset[index], int(self._epoch), index, self.data.dataset)
 
 
 class DetectionStream(_PreparedSamples, torch.utils.data.IterableDataset):
-    """Samples of a streamed data set; arguments as for `DetectionRows`. Augmentation depends on the image id."""
+    """Samples of a streamed data set; arguments as for `DetectionRows`. Augmentation depends on the image id.
+
+    Raises:
+        ValueError: The augmentation mixes images.
+    """
+
+    def __init__(self, data: DetectionData, image_processor: Any, augmentation: Any = None, **options):
+        if hasattr(augmentation, "in_epoch"):
+            raise ValueError(
+                "The augmentation mixes images, and a stream gives one after the other: download the data."
+            )
+        super().__init__(data, image_processor, augmentation, **options)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         epoch = int(self._epoch)

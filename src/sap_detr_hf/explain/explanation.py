@@ -1,15 +1,16 @@
-"""What SAP-DETR computed on the way to one detection: its point, sides and boxes per layer, where its heads looked.
+"""What a model computed on the way to one detection: its point, sides and boxes per layer, where its heads looked.
 
 Everything comes from one ordinary forward pass: the model's outputs, and forward hooks on the side-directed Gaussian
-and on the cross-attention. Drawing is in `explanation_figures.py`. Letters in shape comments: D decoder layers,
-N queries, H heads, h and w rows and columns of the feature map, T true boxes. All positions are pixels of the upright
-image.
+and on the cross-attention, or on SAP-DINO-DETR's sampling. Drawing is in `figures.py`. Letters in shape comments:
+D decoder layers, N queries, H heads, L levels and M sampling points of SAP-DINO-DETR, h and w rows and columns of the
+feature map, T true boxes. All positions are pixels of the upright image.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import singledispatch
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ from ..evaluation_mode import evaluation_mode
 from ..inference.detector import Detector, SalientDetections, label_name, prepare_batch
 from ..model.loss import LayerPredictions, corners_from_boxes, match_queries, pad_targets
 from ..model.modeling_sap_detr import SapDetrForObjectDetection
+from ..model.modeling_sap_dino_detr import SapDinoDetrForObjectDetection
+from .sampling import SamplingObservation
 
 
 @dataclass
@@ -39,11 +42,9 @@ class Explanation:
         entered_points: (D, 2) the point that each layer started from; the first lies where points start in their cell.
         entered_sides: (D, 4) the distances that each layer started from: the Gaussian leads along them.
         reference_points: (N, 2) x, y, every query's fixed point: the upper left corner of its cell.
-        cell_size: width and height of a cell; a point never leaves its cell.
-        gaussian: (H, h, w) the side-directed Gaussian's weights in [0, 1], by which attention is multiplied before it
-            is normalised.
-        gaussian_centres: (H, 2) x, y of each head's Gaussian, between the entered point and the sides it started from.
-        gaussian_widths: (H, 2) its standard deviations along x and y.
+        cells: (N, 4) x1, y1, x2, y2 of the queries' cells; a point never leaves its cell.
+        cell_levels: (N,) int64, the level of the feature pyramid that each cell belongs to, 0 = finest.
+        cell_size: width and height of the explained query's cell.
         attention: (H, h, w) cross-attention weights, the sum of each head is 1; 0 in the padding.
         map_size: width and height of what the h x w map covers, from the image's upper left corner. Larger than the
             image where the processor pads. As in the model, the map is stretched evenly over its input.
@@ -61,12 +62,45 @@ class Explanation:
     entered_points: np.ndarray
     entered_sides: np.ndarray
     reference_points: np.ndarray
+    cells: np.ndarray
+    cell_levels: np.ndarray
     cell_size: tuple[float, float]
+    attention: np.ndarray
+    map_size: tuple[float, float]
+
+    heads: ClassVar[str]
+    """What leads the heads: name of the figure that shows it."""
+
+
+@dataclass
+class GaussianExplanation(Explanation):
+    """How a query of SAP-DETR came to its box.
+
+    Args:
+        gaussian: (H, h, w) the side-directed Gaussian's weights in [0, 1], by which attention is multiplied before it
+            is normalised.
+        gaussian_centres: (H, 2) x, y of each head's Gaussian, between the entered point and the sides it started from.
+        gaussian_widths: (H, 2) its standard deviations along x and y.
+    """
+
+    heads: ClassVar[str] = "gaussian"
     gaussian: np.ndarray
     gaussian_centres: np.ndarray
     gaussian_widths: np.ndarray
-    attention: np.ndarray
-    map_size: tuple[float, float]
+
+
+@dataclass
+class SamplingExplanation(Explanation):
+    """How a query of SAP-DINO-DETR came to its box; `attention` is the sampling as a map, see [`attention_map`].
+
+    Args:
+        sampling_points: (H, L, M, 2) x, y of each head's points on each level, which may lie outside the image.
+        sampling_weights: (H, L, M) their weights; the sum of each head is 1.
+    """
+
+    heads: ClassVar[str] = "sampling"
+    sampling_points: np.ndarray
+    sampling_weights: np.ndarray
 
 
 @dataclass
@@ -82,7 +116,7 @@ class MatchingExplanation:
         boxes: (D, T, 4) x1, y1, x2, y2 of the matched queries' boxes.
         cells: (D, T, 4) x1, y1, x2, y2 of the matched queries' cells.
         reference_points: (N, 2) x, y of all queries.
-        cell_size: width and height of a cell.
+        all_cells, cell_levels: see [`Explanation`]'s.
     """
 
     image: Image.Image
@@ -93,25 +127,38 @@ class MatchingExplanation:
     boxes: np.ndarray
     cells: np.ndarray
     reference_points: np.ndarray
-    cell_size: tuple[float, float]
+    all_cells: np.ndarray
+    cell_levels: np.ndarray
 
 
-def check_explainable(model: Any) -> None:
-    """Raise a ValueError unless the model has what explanations draw: a grid of cells and the Gaussian."""
-    if not isinstance(model, SapDetrForObjectDetection):
-        kind = model.config.model_type
-        raise ValueError(
-            f"Explanations draw the grid and the Gaussian of a sap_detr model: a {kind} model has neither."
-        )
+@singledispatch
+def observation_of(model: Any, layer: int) -> Any:
+    """What watches a decoder layer of a model while it runs, by the model's class.
+
+    Raises:
+        ValueError: the model does not have what explanations draw.
+    """
+    kind = model.config.model_type
+    raise ValueError(f"Explanations draw the cells of sap_detr and sap_dino_detr models: a {kind} model has none.")
+
+
+@observation_of.register(SapDetrForObjectDetection)
+def _(model: SapDetrForObjectDetection, layer: int) -> "GaussianObservation":
     if not model.config.side_directed_gaussian:
         raise ValueError(
             "The model has no side-directed Gaussian (`side_directed_gaussian` is off), which an explanation shows."
         )
+    return GaussianObservation(model, layer)
+
+
+@observation_of.register(SapDinoDetrForObjectDetection)
+def _(model: SapDinoDetrForObjectDetection, layer: int) -> SamplingObservation:
+    return SamplingObservation(model, layer, SamplingExplanation)
 
 
 @torch.no_grad()
 def explain_detection(
-    model: SapDetrForObjectDetection,
+    model: Any,
     image_processor: Any,
     image: Image.Image,
     *,
@@ -123,7 +170,7 @@ def explain_detection(
     """Explain one detection of an image, or one query whether it detected something or not.
 
     Args:
-        model: `SapDetrForObjectDetection`; it is left as it was (mode, attention implementation, hooks).
+        model: SAP-DETR or SAP-DINO-DETR for object detection, which is left as it was (mode, attention, hooks).
         image_processor: the model's.
         image: upright RGB, see `image_files.open_image`.
         detection: which detection, 0 = the best.
@@ -132,16 +179,16 @@ def explain_detection(
         layer: decoder layer of Gaussian and attention, negative from the last.
 
     Raises:
-        ValueError: there is no such detection, query or layer; says how many there are. Or see [`check_explainable`].
+        ValueError: there is no such detection, query or layer; says how many there are. Or see [`observation_of`].
     """
-    check_explainable(model)
     depth = model.config.decoder_layers
     if not -depth <= layer < depth:
         raise ValueError(f"layer is {layer}, but the model has the decoder layers 0 to {depth - 1}.")
     layer %= depth
+    observation = observation_of(model, layer)
     detector = Detector(model, image_processor, threshold)
     inputs = prepare_batch(image_processor, image)
-    with _observed(model, layer) as seen:
+    with observation.watching():
         outputs = detector.run(inputs)
         predictions = model.predict(outputs, 0)  # per layer, (D, 1, N, ·)
     (detections,) = detector.read(outputs, [image.size], ["the image"])
@@ -149,27 +196,30 @@ def explain_detection(
         raise detections
     query, class_index = _chosen(outputs.logits[0], detections, detection, query, threshold)
     logits = predictions["logits"][:, 0, query, class_index]  # (D,)
-    return Explanation(
+    cells = _cells(observation, outputs, image)
+    corner = cells["cells"][query]
+    return observation.explanation(
         image=image,
         detections=detections,
         query=query,
         label=label_name(model.config.id2label, class_index),
         layer=layer,
         scores=_array(logits.sigmoid()),
-        **_course(predictions, seen, query, image),
-        **_maps(seen[layer], query, _map_size(inputs, image)),
-        **_grid(model, image),
+        cell_size=(float(corner[2] - corner[0]), float(corner[3] - corner[1])),
+        **_course(predictions, observation.entered(outputs, query), query, image),
+        **observation.maps(query, inputs, image.size),
+        **cells,
     )
 
 
 @torch.no_grad()
 def explain_matching(
-    model: SapDetrForObjectDetection, image_processor: Any, image: Image.Image, boxes: Any, classes: Any
+    model: Any, image_processor: Any, image: Image.Image, boxes: Any, classes: Any
 ) -> MatchingExplanation:
     """Match queries to true boxes as the loss does, at every decoder layer.
 
     Args:
-        model: `SapDetrForObjectDetection`; it is left as it was.
+        model: SAP-DETR or SAP-DINO-DETR for object detection; it is left as it was.
         image_processor: the model's.
         image: upright RGB.
         boxes: (T, 4) x1, y1, x2, y2 of the true boxes in pixels.
@@ -177,9 +227,9 @@ def explain_matching(
 
     Raises:
         ValueError: more boxes than queries, a class that the model does not have, or a box without extent. Or see
-            [`check_explainable`].
+            [`observation_of`].
     """
-    check_explainable(model)
+    observation = observation_of(model, 0)
     corners = torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4)
     scaled = corners / torch.from_numpy(_scale(image, 2)).float()
     centers: Any = corners_to_center_format(scaled)  # type: ignore[arg-type]  # transformers' own type of tensors
@@ -198,8 +248,7 @@ def explain_matching(
     # `match_queries` sorts by query; here a column is a true box.
     queries = np.stack([query[box.argsort()].numpy() for ((query, box),) in matches])  # (D, T)
     predicted_boxes, points = _layer_boxes(predictions, image.size)
-    grid = _grid(model, image)
-    upper_left = grid["reference_points"][queries]  # (D, T, 2)
+    cells = _cells(observation, outputs, image)
     index = np.arange(len(queries))[:, None]
     return MatchingExplanation(
         image=image,
@@ -208,8 +257,10 @@ def explain_matching(
         queries=queries,
         points=points[index, queries],
         boxes=predicted_boxes[index, queries],
-        cells=np.concatenate([upper_left, upper_left + np.array(grid["cell_size"])], axis=-1),
-        **grid,
+        cells=cells["cells"][queries],
+        reference_points=cells["reference_points"],
+        all_cells=cells["cells"],
+        cell_levels=cells["cell_levels"],
     )
 
 
@@ -229,40 +280,75 @@ def _chosen(
     return int(detections.queries[detection]), int(detections.classes[detection])
 
 
-@contextmanager
-def _observed(model: SapDetrForObjectDetection, layer: int) -> Iterator[list[dict[str, Any]]]:
-    """Fills one dict per decoder layer while the model runs inside: its points and sides, the map's shape.
+class GaussianObservation:
+    """The side-directed Gaussian and the attention of a decoder layer, seen while the model runs inside [`watching`].
 
-    The dict of `layer` gets `gaussian` and `attention`, (B, H, N, h * w), too, and see `_gaussian_shape`. Attention
-    weights exist only in the eager implementation, which is switched on for the while.
+    Attributes:
+        seen: one dict per decoder layer: its points and sides, the map's shape. That of `layer` has `gaussian` and
+            `attention`, (B, H, N, h * w), too, and see `_gaussian_shape`.
     """
-    decoder_layers = model.model.decoder.layers
-    seen: list[dict[str, Any]] = [{} for _ in decoder_layers]
 
-    def see_gaussian(index: int) -> Any:
-        def hook(module: torch.nn.Module, arguments: tuple, bias: torch.Tensor) -> None:
-            hidden_states, points, sides, extent, _, map_shape = arguments
-            seen[index] |= {"points": points, "sides": sides, "map_shape": map_shape}
-            if index == layer:
-                seen[index]["gaussian"] = bias
-                seen[index] |= _gaussian_shape(module, hidden_states, points, sides, extent)
+    explanation = GaussianExplanation
 
-        return hook
+    def __init__(self, model: SapDetrForObjectDetection, layer: int):
+        self.model, self.layer = model, layer
+        self.seen: list[dict[str, Any]] = [{} for _ in model.model.decoder.layers]
 
-    def see_attention(module: torch.nn.Module, arguments: tuple, output: tuple) -> None:
-        seen[layer]["attention"] = output[1]
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """See one run of the model, with eager attention, which alone has weights; afterwards it is as it was."""
+        model, seen = self.model, self.seen
+        decoder_layers = model.model.decoder.layers
 
-    implementation = model.config._attn_implementation
-    hooks = [each.gaussian.register_forward_hook(see_gaussian(i)) for i, each in enumerate(decoder_layers)]
-    hooks.append(decoder_layers[layer].cross_attn.register_forward_hook(see_attention))
-    model.set_attn_implementation({"": "eager"})  # the backbone keeps its own
-    try:
-        with evaluation_mode(model):
-            yield seen
-    finally:
-        model.set_attn_implementation({"": implementation})
-        for hook in hooks:
-            hook.remove()
+        def see_gaussian(index: int) -> Any:
+            def hook(module: torch.nn.Module, arguments: tuple, bias: torch.Tensor) -> None:
+                hidden_states, points, sides, extent, _, map_shape = arguments
+                seen[index] |= {"points": points, "sides": sides, "map_shape": map_shape}
+                if index == self.layer:
+                    seen[index]["gaussian"] = bias
+                    seen[index] |= _gaussian_shape(module, hidden_states, points, sides, extent)
+
+            return hook
+
+        def see_attention(module: torch.nn.Module, arguments: tuple, output: tuple) -> None:
+            seen[self.layer]["attention"] = output[1]
+
+        implementation = model.config._attn_implementation
+        hooks = [each.gaussian.register_forward_hook(see_gaussian(i)) for i, each in enumerate(decoder_layers)]
+        hooks.append(decoder_layers[self.layer].cross_attn.register_forward_hook(see_attention))
+        model.set_attn_implementation({"": "eager"})  # the backbone keeps its own
+        try:
+            with evaluation_mode(model):
+                yield
+        finally:
+            model.set_attn_implementation({"": implementation})
+            for hook in hooks:
+                hook.remove()
+
+    def entered(self, outputs: Any, query: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Points (D, 2) and sides (D, 4) that each layer started from, in [0, 1]."""
+        points, sides = (torch.stack([layer[name][0, query] for layer in self.seen]) for name in ("points", "sides"))
+        return points, sides
+
+    def cells(self, outputs: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Corners and sizes (N, 2) in [0, 1] and levels (N,) of the queries' cells: a grid."""
+        rows, columns = self.model.model.query_points.grid
+        corners = self.model.model.query_points()
+        sizes = corners.new_tensor([1 / columns, 1 / rows]).expand_as(corners)
+        return corners, sizes, torch.zeros(len(corners), dtype=torch.int64)
+
+    def maps(self, query: int, inputs: dict[str, torch.Tensor], size: tuple[int, int]) -> dict[str, Any]:
+        """The Gaussian and the attention of a query: see `GaussianExplanation`."""
+        seen, map_size = self.seen[self.layer], _map_size(inputs, size)
+        rows, columns = seen["map_shape"]
+        token_size = np.array(map_size, dtype=np.float32) / [columns, rows]
+        return {
+            "gaussian": _array(seen["gaussian"][0, :, query].float().exp()).reshape(-1, rows, columns),
+            "gaussian_centres": _array(seen["centres"][0, query]) * token_size,
+            "gaussian_widths": _array(seen["widths"][0, query]) * token_size,
+            "attention": _array(seen["attention"][0, :, query]).reshape(-1, rows, columns),
+            "map_size": map_size,
+        }
 
 
 def _gaussian_shape(
@@ -281,13 +367,11 @@ def _layer_boxes(predictions: dict[str, torch.Tensor], size: tuple[int, int]) ->
 
 
 def _course(
-    predictions: dict[str, torch.Tensor], seen: list[dict[str, Any]], query: int, image: Image.Image
+    predictions: dict[str, torch.Tensor], entered: tuple[torch.Tensor, torch.Tensor], query: int, image: Image.Image
 ) -> dict[str, Any]:
     """Points, boxes and sides of a query at every layer, and those that each layer started from, in pixels."""
     boxes, points = (values[:, query] for values in _layer_boxes(predictions, image.size))
-    entered_points, entered_sides = (
-        _array(torch.stack([layer[name][0, query] for layer in seen])) for name in ("points", "sides")
-    )
+    entered_points, entered_sides = map(_array, entered)
     return {
         "points": points,
         "boxes": boxes,
@@ -297,33 +381,20 @@ def _course(
     }
 
 
-def _maps(seen: dict[str, Any], query: int, map_size: tuple[float, float]) -> dict[str, Any]:
-    """The Gaussian and the attention of a query in the observed layer."""
-    rows, columns = seen["map_shape"]
-    token_size = np.array(map_size, dtype=np.float32) / [columns, rows]
-    return {
-        "gaussian": _array(seen["gaussian"][0, :, query].float().exp()).reshape(-1, rows, columns),
-        "gaussian_centres": _array(seen["centres"][0, query]) * token_size,
-        "gaussian_widths": _array(seen["widths"][0, query]) * token_size,
-        "attention": _array(seen["attention"][0, :, query]).reshape(-1, rows, columns),
-        "map_size": map_size,
-    }
+def _cells(observation: Any, outputs: Any, image: Image.Image) -> dict[str, np.ndarray]:
+    corners, sizes, levels = observation.cells(outputs)
+    upper_left = _array(corners) * _scale(image, 1)
+    cells = np.concatenate([upper_left, upper_left + _array(sizes) * _scale(image, 1)], axis=-1)
+    return {"reference_points": upper_left, "cells": cells, "cell_levels": levels.cpu().numpy()}
 
 
-def _grid(model: SapDetrForObjectDetection, image: Image.Image) -> dict[str, Any]:
-    rows, columns = model.model.query_points.grid
-    points = _array(model.model.query_points())  # (N, 2)
-    cell_size = (image.width / columns, image.height / rows)
-    return {"reference_points": points * _scale(image, 1), "cell_size": cell_size}
-
-
-def _map_size(inputs: dict[str, torch.Tensor], image: Image.Image) -> tuple[float, float]:
-    """Width and height of the model's whole input, padding included, in pixels of the image."""
+def _map_size(inputs: dict[str, torch.Tensor], size: tuple[int, int]) -> tuple[float, float]:
+    """Width and height of the model's whole input, padding included, in pixels of an image of `size`."""
     height, width = inputs["pixel_values"].shape[-2:]
     mask = inputs.get("pixel_mask")
     valid_height = height if mask is None else int(mask[0].any(1).sum())
     valid_width = width if mask is None else int(mask[0].any(0).sum())
-    return image.width * width / valid_width, image.height * height / valid_height
+    return size[0] * width / valid_width, size[1] * height / valid_height
 
 
 def _scale(image: Image.Image, repeats: int) -> np.ndarray:

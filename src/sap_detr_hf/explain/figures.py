@@ -1,15 +1,18 @@
 """Pictures of what `explanation.py` found; every `draw_` function takes an explanation and returns an RGB PIL image.
 
-`draw_explanation` shows the idea at a glance; `draw_reference_points`, `draw_sides`, `draw_layers`, `draw_gaussian`,
-`draw_attention` and `draw_matching` one thing each. Needs matplotlib.
+`draw_explanation` shows the idea at a glance; `draw_reference_points`, `draw_sides`, `draw_layers`, `draw_heads`,
+`draw_attention` and `draw_matching` one thing each. The color of a cell or sampling point is that of its level of the
+feature pyramid, see `LEVEL_COLORS`. Needs matplotlib.
 """
 
 from collections.abc import Sequence
+from functools import singledispatch
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse, Rectangle
 from matplotlib.patheffects import withStroke
@@ -17,7 +20,7 @@ from PIL import Image
 
 from ..drawing import label_colour
 from ..fonts import font_file
-from .explanation import Explanation, MatchingExplanation
+from .explanation import Explanation, GaussianExplanation, MatchingExplanation, SamplingExplanation
 
 DPI = 110
 PANEL_SIDE = 3.0  # inches of a panel's longer side
@@ -25,18 +28,18 @@ HEAD_SIDE = 2.0  # where there is a panel for each head
 COLUMNS = 4  # panels in a row
 GAP = 0.06  # inches between panels
 TITLE_HEIGHT = 0.22  # inches of a title's line
+LEVEL_COLORS = ("white", "cyan", "yellow", "magenta", "lime", "orange")  # the finest first, then from the first again
 SIDE_NAMES = ("left", "top", "right", "bottom")
 
 
 def draw_explanation(explanation: Explanation) -> Image.Image:
-    """Four panels: the grid of points, the four distances, every head's Gaussian, and where attention went."""
+    """Four panels: the cells with their points, the four distances, what leads every head, and where attention went."""
     canvas = _Canvas(explanation.image, 4, title_lines=2)
-    canvas.title(0, "Each query owns a cell of a grid\nand finds a point in it")
+    canvas.title(0, "Each query owns a cell\nand finds a point in it")
     _draw_grid(canvas.panels[0], explanation)
     canvas.title(1, "The box is four distances\nfrom the point to its sides")
     _draw_sides(canvas.panels[1], explanation)
-    canvas.title(2, "A Gaussian leads each head\nfrom the point to the sides")
-    _draw_gaussian_outlines(canvas.panels[2], explanation)
+    canvas.title(2, _draw_all_heads(explanation, canvas.panels[2]))
     canvas.title(3, "Cross-attention,\nmean of all heads")
     _draw_heat(canvas.panels[3], explanation, explanation.attention.mean(0))
     return canvas.picture()
@@ -76,12 +79,29 @@ def draw_layers(explanation: Explanation) -> Image.Image:
     return canvas.picture()
 
 
-def draw_gaussian(explanation: Explanation) -> Image.Image:
+@singledispatch
+def draw_heads(explanation: Explanation) -> Image.Image:
+    """What leads each head, by the kind of explanation: [`draw_gaussian`] or [`draw_sampling`]."""
+    raise TypeError(type(explanation))
+
+
+@draw_heads.register
+def draw_gaussian(explanation: GaussianExplanation) -> Image.Image:
     """The side-directed Gaussian of each head over the image, with the point and box that it started from."""
     canvas = _Canvas(explanation.image, len(explanation.gaussian), HEAD_SIDE)
     for head, gaussian in enumerate(explanation.gaussian):
         canvas.title(head, f"layer {explanation.layer}, head {head}")
         _draw_heat(canvas.panels[head], explanation, gaussian, highest=1.0)
+    return canvas.picture()
+
+
+@draw_heads.register
+def draw_sampling(explanation: SamplingExplanation) -> Image.Image:
+    """The sampling points of each head, with the point and box that it started from; larger ones weigh more."""
+    canvas = _Canvas(explanation.image, len(explanation.sampling_points), HEAD_SIDE)
+    for head, panel in enumerate(canvas.panels):
+        canvas.title(head, f"layer {explanation.layer}, head {head}")
+        _draw_samples(panel, explanation, head, head + 1)
     return canvas.picture()
 
 
@@ -99,7 +119,7 @@ def draw_matching(matching: MatchingExplanation) -> Image.Image:
     canvas = _Canvas(matching.image, len(matching.queries))
     for layer, panel in enumerate(canvas.panels):
         canvas.title(layer, f"layer {layer}")
-        _draw_grid_lines(panel, matching.reference_points)
+        _draw_all_cells(panel, matching.all_cells, matching.cell_levels)
         for column, name in enumerate(matching.true_labels):
             colour = matplotlib.colormaps["tab10"](column % 10)
             point, truth = matching.points[layer, column], matching.true_boxes[column]
@@ -177,19 +197,21 @@ def _colour(label: str) -> tuple[float, ...]:
 
 def _draw_grid(panel: Axes, explanation: Explanation) -> None:
     detections = explanation.detections
-    _draw_grid_lines(panel, explanation.reference_points)
+    _draw_all_cells(panel, explanation.cells, explanation.cell_levels)
     for rank, label in enumerate(detections.labels):
-        corner = explanation.reference_points[int(detections.queries[rank])]
-        _rectangle(panel, _cell(corner, explanation), facecolor=_colour(label), alpha=0.45)
+        cell = explanation.cells[int(detections.queries[rank])]
+        _rectangle(panel, cell, facecolor=_colour(label), alpha=0.45)
         _draw_box(panel, detections.boxes[rank].numpy(), _colour(label), width=1.5)
         _draw_point(panel, detections.points[rank].numpy(), _colour(label))
 
 
-def _draw_grid_lines(panel: Axes, points: np.ndarray) -> None:
-    for axis, draw in ((0, panel.axvline), (1, panel.axhline)):
-        for place in np.unique(points[:, axis].round(2)):
-            draw(place, color="white", linewidth=0.5, alpha=0.5)
-    panel.scatter(points[:, 0], points[:, 1], s=6, color="white", edgecolor="black", linewidth=0.4, clip_on=False)
+def _draw_all_cells(panel: Axes, cells: np.ndarray, levels: np.ndarray) -> None:
+    """Outlines of the cells (N, 4) of all queries, and a dot in the upper left corner of each."""
+    colors = [_level_color(level) for level in levels]
+    outlines = [Rectangle((x1, y1), x2 - x1, y2 - y1) for x1, y1, x2, y2 in cells]
+    panel.add_collection(PatchCollection(outlines, facecolor="none", edgecolor=colors, linewidth=0.4, alpha=0.5))
+    x, y = cells[:, :2].T
+    panel.scatter(x, y, s=6 if len(cells) <= 400 else 1, color=colors, edgecolor="black", linewidth=0.4)
 
 
 def _draw_sides(panel: Axes, explanation: Explanation) -> None:
@@ -201,9 +223,25 @@ def _draw_sides(panel: Axes, explanation: Explanation) -> None:
     _draw_point(panel, point, _colour(explanation.label))
 
 
-def _draw_gaussian_outlines(panel: Axes, explanation: Explanation) -> None:
-    """From the point to the centre of each head's Gaussian, and the line of one standard deviation around it."""
-    _show(panel, Image.blend(explanation.image, Image.new("RGB", explanation.image.size), 0.45))
+@singledispatch
+def _draw_all_heads(explanation: Explanation, panel: Axes) -> str:
+    """What leads all heads in one panel; returns the panel's title."""
+    raise TypeError(type(explanation))
+
+
+@_draw_all_heads.register
+def _(explanation: SamplingExplanation, panel: Axes) -> str:
+    _draw_samples(panel, explanation, 0, len(explanation.sampling_points))
+    for level in range(explanation.sampling_points.shape[1]):
+        place = (0.03 + 0.25 * (level % 4), 0.03 + 0.08 * (level // 4))
+        panel.text(*place, f"level {level}", color=_level_color(level), fontsize=7, transform=panel.transAxes)
+    return "Each head samples between\nthe point and the sides"
+
+
+@_draw_all_heads.register
+def _(explanation: GaussianExplanation, panel: Axes) -> str:
+    # From the point to the centre of each head's Gaussian, and the line of one standard deviation around it
+    _darken(panel, explanation)
     start = explanation.entered_points[explanation.layer]
     _draw_entered_box(panel, explanation)
     for head, (centre, widths) in enumerate(
@@ -214,6 +252,28 @@ def _draw_gaussian_outlines(panel: Axes, explanation: Explanation) -> None:
         panel.add_patch(Ellipse(tuple(centre), *(2 * widths), facecolor=(*colour[:3], 0.25), edgecolor=colour))
         panel.scatter(centre[0], centre[1], s=14, color=[colour], zorder=4)
     _draw_point(panel, start, _colour(explanation.label))
+    return "A Gaussian leads each head\nfrom the point to the sides"
+
+
+def _draw_samples(panel: Axes, explanation: SamplingExplanation, first: int, end: int) -> None:
+    """The sampling points of the heads from `first` on, their area by their weight, and the box they started from."""
+    _darken(panel, explanation)
+    _draw_entered_box(panel, explanation)
+    _draw_point(panel, explanation.entered_points[explanation.layer], _colour(explanation.label))
+    points, weights = explanation.sampling_points[first:end], explanation.sampling_weights[first:end]
+    largest = weights.max()
+    for level in range(points.shape[1]):
+        x, y = points[:, level].reshape(-1, 2).T
+        area = 2 + 40 * weights[:, level].ravel() / largest
+        panel.scatter(x, y, s=area, color=_level_color(level), edgecolor="black", linewidth=0.4, alpha=0.8, zorder=6)
+
+
+def _level_color(level: int) -> str:
+    return LEVEL_COLORS[level % len(LEVEL_COLORS)]
+
+
+def _darken(panel: Axes, explanation: Explanation) -> None:
+    _show(panel, Image.blend(explanation.image, Image.new("RGB", explanation.image.size), 0.45))
 
 
 def _draw_heat(panel: Axes, explanation: Explanation, heat: np.ndarray, highest: float | None = None) -> None:
@@ -230,13 +290,9 @@ def _draw_entered_box(panel: Axes, explanation: Explanation) -> None:
 
 
 def _draw_cell(panel: Axes, explanation: Explanation) -> None:
-    corner = explanation.reference_points[explanation.query]
-    _rectangle(panel, _cell(corner, explanation), facecolor="white", alpha=0.35)
-    _rectangle(panel, _cell(corner, explanation), fill=False, edgecolor="white", linestyle=":", linewidth=1)
-
-
-def _cell(corner: np.ndarray, explanation: Explanation) -> np.ndarray:
-    return np.concatenate([corner, corner + np.array(explanation.cell_size)])
+    cell, color = explanation.cells[explanation.query], _level_color(explanation.cell_levels[explanation.query])
+    _rectangle(panel, cell, facecolor=color, alpha=0.35)
+    _rectangle(panel, cell, fill=False, edgecolor=color, linestyle=":", linewidth=1)
 
 
 def _draw_box(panel: Axes, box: np.ndarray, colour: str | tuple, width: float = 2.0, linestyle: str = "-") -> None:

@@ -11,11 +11,11 @@ from ..data.findings import ERRORS, FILE_ERRORS, check_boxes, check_image_ids
 from ..files import prepare_folder
 from ..inference.sources import InputImages
 from ..weights.pretrained import check_device_and_dtype, load_detector
-from .explanation import Explanation, MatchingExplanation, check_explainable, explain_detection, explain_matching
+from .explanation import Explanation, MatchingExplanation, explain_detection, explain_matching, observation_of
 from .figures import (
     draw_attention,
     draw_explanation,
-    draw_gaussian,
+    draw_heads,
     draw_layers,
     draw_matching,
     draw_reference_points,
@@ -27,14 +27,14 @@ FIGURES = {
     "reference_points.png": draw_reference_points,
     "sides.png": draw_sides,
     "layers.png": draw_layers,
-    "gaussian.png": draw_gaussian,
     "attention.png": draw_attention,
 }
+HEADS = ("gaussian.png", "sampling.png")  # of which an explanation has one
 NUMBERS, MATCHING = "explanation.json", "matching.png"
 
 
 def explain_image(settings: ExplanationSettings) -> Explanation:
-    """Explain a detection and write `FIGURES`, explanation.json, and with annotations matching.png.
+    """Explain a detection and write `FIGURES`, the heads' figure, explanation.json, and with annotations matching.png.
 
     Raises:
         OSError, ValueError: a model, image, annotation file or folder that cannot be used, no such detection.
@@ -42,7 +42,7 @@ def explain_image(settings: ExplanationSettings) -> Explanation:
     check_device_and_dtype(settings.device)
     model: Any
     model, image_processor = load_detector(settings.model, settings.device)
-    check_explainable(model)
+    observation_of(model, 0)
     image = next(iter(InputImages([settings.image]))).load()
     matching = None
     if settings.annotations is not None:
@@ -58,9 +58,10 @@ def explain_image(settings: ExplanationSettings) -> Explanation:
         layer=settings.layer,
     )
     output = Path(settings.output)
-    prepare_folder(output, settings.overwrite, results=(*FIGURES, NUMBERS, MATCHING))
+    prepare_folder(output, settings.overwrite, results=(*FIGURES, *HEADS, NUMBERS, MATCHING))
     for name, draw in FIGURES.items():
         draw(explanation).save(output / name, optimize=True)
+    draw_heads(explanation).save(output / f"{explanation.heads}.png", optimize=True)
     if matching is not None:
         draw_matching(matching).save(output / MATCHING, optimize=True)
     (output / NUMBERS).write_text(json.dumps(explanation_numbers(explanation, matching), indent=2), encoding="utf-8")
@@ -97,6 +98,7 @@ def explanation_numbers(explanation: Explanation, matching: MatchingExplanation 
     """The explanation without image and maps, ready for JSON; positions in pixels."""
     per_layer = ("scores", "points", "boxes", "sides", "entered_points", "entered_sides")
     numbers: dict[str, Any] = {name: getattr(explanation, name) for name in ("query", "label", "layer", "cell_size")}
+    numbers["level"] = int(explanation.cell_levels[explanation.query])
     numbers["reference_point"] = explanation.reference_points[explanation.query].tolist()
     numbers |= {name: getattr(explanation, name).tolist() for name in per_layer}
     if matching is not None:

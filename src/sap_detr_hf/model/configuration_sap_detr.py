@@ -112,6 +112,8 @@ class SapDetrConfig(DetectorConfigMixin, PreTrainedConfig):
             Matching cost coefficients; `outside_cost` counts for a reference point outside the target box.
         class_loss_coefficient, objectness_loss_coefficient, bbox_loss_coefficient, giou_loss_coefficient,
         inner_loss_coefficient (`float`, defaults to 1, 1, 5, 2, 2): Loss coefficients.
+        class_loss (`str`, defaults to `"focal"`):
+            `"varifocal"` teaches the class score of a matched query its IoU, see [`class_loss`] in `loss.py`.
         focal_alpha, focal_gamma (`float`, defaults to 0.25 and 2): Of the focal loss and the matching's class cost.
         inference_only (`bool`, defaults to `False`):
             The backbone's BatchNorm is part of its convolutions, and the model cannot be trained. Set by
@@ -200,6 +202,7 @@ class SapDetrConfig(DetectorConfigMixin, PreTrainedConfig):
     bbox_loss_coefficient: float | int = 5.0
     giou_loss_coefficient: float | int = 2.0
     inner_loss_coefficient: float | int = 2.0
+    class_loss: Literal["focal", "varifocal"] = "focal"
     focal_alpha: float | int = 0.25
     focal_gamma: float | int = 2.0
     inference_only: bool = False

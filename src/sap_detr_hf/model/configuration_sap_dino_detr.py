@@ -1,7 +1,7 @@
 # Copyright 2026 The sap_detr_hf authors. Licensed under the Apache License, Version 2.0.
 """SAP-DINO-DETR model configuration: SAP-DETR's salient points on a feature pyramid."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
@@ -65,6 +65,8 @@ class SapDinoDetrConfig(DetectorConfigMixin, PreTrainedConfig):
             Matching cost coefficients; `outside_cost` counts for a salient point outside the target box.
         class_loss_coefficient, objectness_loss_coefficient, bbox_loss_coefficient, giou_loss_coefficient,
         inner_loss_coefficient (`float`, defaults to 1, 1, 5, 2, 2): Loss coefficients.
+        class_loss (`str`, defaults to `"focal"`):
+            `"varifocal"` teaches the class score of a matched query its IoU, see [`class_loss`] in `loss.py`.
         focal_alpha, focal_gamma (`float`, defaults to 0.25 and 2): Of the focal loss and the matching's class cost.
         denoising_pairs, denoising_label_noise, denoising_point_noise, denoising_box_noise, denoising_outside_share,
         denoising_loss_coefficient (`int` and `float`, defaults to 100, 0.25, 1, 1, 0.5, 1):
@@ -149,6 +151,7 @@ class SapDinoDetrConfig(DetectorConfigMixin, PreTrainedConfig):
     bbox_loss_coefficient: float | int = 5.0
     giou_loss_coefficient: float | int = 2.0
     inner_loss_coefficient: float | int = 2.0
+    class_loss: Literal["focal", "varifocal"] = "focal"
     focal_alpha: float | int = 0.25
     focal_gamma: float | int = 2.0
     denoising_pairs: int = 100

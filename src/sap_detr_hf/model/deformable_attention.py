@@ -57,6 +57,14 @@ class SapDinoDetrDeformableAttention(nn.Module):
         """Offsets (B, N, H, L, M, 2) float32 -> sampling locations, the same shape, in [0, 1] of each level's map."""
         raise NotImplementedError
 
+    def samples(
+        self, hidden_states: torch.Tensor, pyramid: TokenPyramid, **places: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where queries (B, N, d) look: [`locations`] (B, N, H, L, M, 2) and their weights (B, N, H, L, M)."""
+        offsets = self.sampling_offsets(hidden_states).float().unflatten(-1, (*self.layout, 2))
+        weights = self.attention_weights(hidden_states).float().unflatten(-1, (self.layout[0], -1)).softmax(-1)
+        return self.locations(offsets, pyramid, **places), weights.unflatten(-1, self.layout[1:])
+
     def forward(
         self, hidden_states: torch.Tensor, value_states: torch.Tensor, pyramid: TokenPyramid, **places: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -68,16 +76,12 @@ class SapDinoDetrDeformableAttention(nn.Module):
             pyramid: where they lie.
             places: where the queries lie, for [`locations`].
         """
-        heads = self.layout[0]
         value = self.value_proj(value_states)
         if pyramid.valid is not None:
             value = value.masked_fill(~pyramid.valid[..., None], 0.0)
         # All in float32, under autocast too: half precision would move a point by up to half a token.
-        value = value.float().unflatten(-1, (heads, -1))  # (B, S, H, d / H)
-        offsets = self.sampling_offsets(hidden_states).float().unflatten(-1, (*self.layout, 2))
-        weights = self.attention_weights(hidden_states).float().unflatten(-1, (heads, -1)).softmax(-1)
-        weights = weights.unflatten(-1, self.layout[1:])  # (B, N, H, L, M)
-        locations = self.locations(offsets, pyramid, **places)
+        value = value.float().unflatten(-1, (self.layout[0], -1))  # (B, S, H, d / H)
+        locations, weights = self.samples(hidden_states, pyramid, **places)
         if value.device.type == "cpu" and not torch.is_grad_enabled() and not is_tracing(value):
             output = sample_on_cpu(value, pyramid.shapes, locations, weights)
         else:

@@ -16,9 +16,9 @@ from torch import nn
 from .configuration_sap_detr import SapDetrConfig
 from .loss import (
     LayerPredictions,
+    class_loss_at_target,
+    class_loss_of_negatives,
     corners_from_boxes,
-    focal_loss_at_target,
-    focal_loss_of_negatives,
     inner_losses,
     iou_and_giou,
     layer_predictions,
@@ -180,10 +180,10 @@ def denoising_losses(
     quality = torch.cat([iou, torch.zeros_like(iou)], dim=2)
     index = queries.target_classes[None, ..., None].expand(len(iou), -1, -1, -1)
     at_target = predictions.logits[:, :, :pairs].gather(-1, index)[..., 0]  # (D, B, P)
-    negatives = focal_loss_of_negatives(predictions.logits, config.focal_alpha, config.focal_gamma).sum(-1)
+    negatives = class_loss_of_negatives(predictions.logits, config).sum(-1)
     inner = inner_losses(predictions.points[:, :, :pairs], queries.target_corners, config)
     return {
-        "loss_ce": total(negatives, queries.weights) + total(focal_loss_at_target(at_target, config), positive),
+        "loss_ce": total(negatives, queries.weights) + total(class_loss_at_target(at_target, iou, config), positive),
         "loss_bbox": total((corners - queries.target_corners).abs().sum(-1), positive),
         "loss_giou": total(1 - giou, positive),
         "loss_ce_obj": total(objectness_focal_loss(predictions.objectness, quality, config), queries.weights),

@@ -174,31 +174,44 @@ def _raise_unusable(label: dict[str, torch.Tensor], num_labels: int) -> None:
             )
 
 
-def focal_loss_of_negatives(logits: torch.Tensor, alpha: float, gamma: float) -> torch.Tensor:
-    """Elementwise sigmoid focal loss of the target 0."""
-    return (1 - alpha) * logits.sigmoid() ** gamma * nn.functional.softplus(logits)
+def class_loss_of_negatives(logits: torch.Tensor, config: SapDetrConfig) -> torch.Tensor:
+    """Elementwise class loss of the target 0; see [`class_loss`]."""
+    probability = logits.sigmoid()
+    if config.class_loss == "varifocal":
+        probability = probability.detach()  # there a weight
+    return (1 - config.focal_alpha) * probability**config.focal_gamma * nn.functional.softplus(logits)
 
 
-def class_focal_loss(
-    logits: torch.Tensor, matched: torch.Tensor, classes: torch.Tensor, config: SapDetrConfig
+def class_loss(
+    logits: torch.Tensor, matched: torch.Tensor, classes: torch.Tensor, iou: torch.Tensor, config: SapDetrConfig
 ) -> torch.Tensor:
-    """Sigmoid focal loss over all queries and classes, summed per layer, without a one-hot target.
+    """Class loss over all queries and classes, summed per layer, without a one-hot target.
+
+    `focal` is the sigmoid focal loss. `varifocal` (VarifocalNet, arXiv 2008.13367; RT-DETR's form) teaches the class
+    score of a matched query its IoU q: q BCE(logit, q), and (1 - alpha) p^gamma BCE(logit, 0) for all else, with q and
+    p without gradient.
 
     Args:
         logits: (D, B, N, K).
         matched: (D, S, K) the logits of the matched queries.
         classes: (D, S) their classes.
+        iou: (D, S) of their boxes and the true ones.
+        config: `class_loss`, `focal_alpha` and `focal_gamma`.
     """
-    everywhere = focal_loss_of_negatives(logits, config.focal_alpha, config.focal_gamma).sum((1, 2, 3))
+    everywhere = class_loss_of_negatives(logits, config).sum((1, 2, 3))
     at_target = matched.gather(-1, classes[..., None])[..., 0]  # (D, S)
-    return everywhere + focal_loss_at_target(at_target, config).sum(-1)
+    return everywhere + class_loss_at_target(at_target, iou, config).sum(-1)
 
 
-def focal_loss_at_target(logits: torch.Tensor, config: SapDetrConfig) -> torch.Tensor:
-    """Elementwise sigmoid focal loss of the target 1, less that of the target 0, which counts everywhere."""
-    alpha, gamma = config.focal_alpha, config.focal_gamma
-    positive = alpha * (1 - logits.sigmoid()) ** gamma * nn.functional.softplus(-logits)
-    return positive - focal_loss_of_negatives(logits, alpha, gamma)
+def class_loss_at_target(logits: torch.Tensor, iou: torch.Tensor, config: SapDetrConfig) -> torch.Tensor:
+    """Elementwise class loss of the true class, less that of the target 0, which counts everywhere."""
+    if config.class_loss == "varifocal":
+        quality = iou.detach()
+        positive = quality * (nn.functional.softplus(logits) - logits * quality)
+    else:
+        probability, alpha, gamma = logits.sigmoid(), config.focal_alpha, config.focal_gamma
+        positive = alpha * (1 - probability) ** gamma * nn.functional.softplus(-logits)
+    return positive - class_loss_of_negatives(logits, config)
 
 
 def objectness_focal_loss(logits: torch.Tensor, quality: torch.Tensor, config: SapDetrConfig) -> torch.Tensor:
@@ -244,7 +257,7 @@ def layer_losses(
     iou, giou = iou_and_giou(corners, target_corners)
     quality = torch.zeros_like(predictions.objectness).index_put((layers.expand_as(image), image, query), iou)
     return {
-        "loss_ce": class_focal_loss(predictions.logits, matched_logits, classes, config) / num_boxes,
+        "loss_ce": class_loss(predictions.logits, matched_logits, classes, iou, config) / num_boxes,
         "loss_bbox": (corners - target_corners).abs().sum((1, 2)) / num_boxes,
         "loss_giou": (1 - giou).sum(1) / num_boxes,
         "loss_ce_obj": objectness_focal_loss(predictions.objectness, quality, config).sum((1, 2)) / num_boxes,

@@ -279,17 +279,8 @@ def build_batches(
     accumulation: int,
 ) -> TrainingBatches:
     """Build the loader of this process's share of every step."""
-    size: Any = image_processor.size  # type: ignore[attr-defined]
-    name = "none" if settings.overfit_batches else settings.augmentation
-    rows = DetectionRows(
-        data,
-        image_processor,
-        make_augmentation(name, size["shortest_edge"], size["longest_edge"]),
-        category_ids=getattr(model.config, "category_ids", None),
-        seed=settings.seed,
-    )
     sampler = ProcessBatchSampler(
-        len(rows),
+        len(data.dataset),
         accumulation,
         accelerator.process_index,
         accelerator.num_processes,
@@ -298,6 +289,22 @@ def build_batches(
         wide=np.asarray(data.dataset["width"][:]) >= np.asarray(data.dataset["height"][:]),
         group_size=settings.images_per_device if settings.group_by_aspect_ratio else 0,
         drop_last=settings.drop_last,
+    )
+    size: Any = image_processor.size  # type: ignore[attr-defined]
+    epochs = min(settings.epochs, -(-(settings.max_steps or sys.maxsize) // sampler.steps_per_epoch))
+    augmentation = make_augmentation(
+        "none" if settings.overfit_batches else settings.augmentation,
+        size["shortest_edge"],
+        size["longest_edge"],
+        strong_epochs=max(1, int(settings.strong_augmentation_until * epochs)),
+        most_boxes=getattr(model.config, "num_queries", None),
+    )
+    rows = DetectionRows(
+        data,
+        image_processor,
+        augmentation,
+        category_ids=getattr(model.config, "category_ids", None),
+        seed=settings.seed,
     )
     return TrainingBatches(rows, sampler, settings.workers, settings.pin_memory)
 
