@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from source_detectors import CONFIGS, SMALL, TINY, WIDTH, save_source
+from source_detectors import DETR_KINDS, SMALL, TINY, WIDTH, save_source
 from tiny_model import tiny_inputs
 from transformers import AutoImageProcessor, DetrImageProcessorPil, ResNetConfig
 
@@ -14,7 +14,7 @@ from sap_detr_hf import SapDetrForObjectDetection
 from sap_detr_hf.weights.warm_start import base_model_of, warm_start, warm_start_model
 
 
-@pytest.fixture(scope="module", params=CONFIGS)
+@pytest.fixture(scope="module", params=DETR_KINDS)
 def started(request, tmp_path_factory):
     directory = tmp_path_factory.mktemp(request.param)
     return request.param, save_source(directory, request.param), warm_start(str(directory))

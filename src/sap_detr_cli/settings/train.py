@@ -42,7 +42,9 @@ class TrainingSettings(Settings):
         "same name, for instance {pedestrian: person}",
     ] = field(default_factory=dict)
     init_from: Annotated[
-        str | None, "a dab-detr, detr or conditional_detr model, directory or Hub id, to take the weights of that fit"
+        str | None,
+        "a dab-detr, detr, conditional_detr or deformable_detr model, directory or Hub id, to take the weights of that "
+        "fit; the last one makes a SAP-DINO-DETR",
     ] = None
     variant: Annotated[
         Literal[
