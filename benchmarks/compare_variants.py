@@ -22,12 +22,12 @@ import torch
 from benchmarks.convergence import CURVES, remember_settings, summarize_metrics
 from sap_detr_cli.recipes import read_recipe
 from sap_detr_cli.settings.train import TrainingSettings
-from sap_detr_hf.demo.run import packaged_backbone
 from sap_detr_hf.environment import hardware_name, software_versions
 from sap_detr_hf.evaluation.report import write_results
 from sap_detr_hf.markdown_table import markdown_table
 from sap_detr_hf.model.configuration_sap_detr import CORRECTED
 from sap_detr_hf.training.loop import train
+from sap_detr_hf.weights.backbone import packaged_backbone
 from sap_detr_hf.training.run import load_data
 
 FORMS: dict[str, dict[str, Any]] = {

@@ -35,7 +35,6 @@ from transformers import (
 
 from sap_detr_cli.settings.train import TrainingSettings
 from sap_detr_hf.data.dataset import DetectionData
-from sap_detr_hf.demo.run import packaged_backbone
 from sap_detr_hf.environment import hardware_name, software_versions
 from sap_detr_hf.evaluation.report import write_results
 from sap_detr_hf.markdown_table import markdown_table
@@ -46,7 +45,7 @@ from sap_detr_hf.training.loop import train
 from sap_detr_hf.training.model import build_image_processor
 from sap_detr_hf.training.reporting import METRICS_FILE
 from sap_detr_hf.training.run import load_data
-from sap_detr_hf.weights.backbone import load_backbone_weights
+from sap_detr_hf.weights.backbone import load_backbone_weights, packaged_backbone
 
 # What every family has under the same name; `d_model` and the number of queries are named in the builders.
 SHARED_SIZES = ("encoder_layers", "encoder_ffn_dim", "encoder_attention_heads",

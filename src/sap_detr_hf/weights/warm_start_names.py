@@ -41,7 +41,8 @@ class WarmStartSource:
         if not self.box_rules:
             return self.rules
         layers = "|".join(map(str, range(first_box_layer(config), config.decoder_layers)))
-        return self.rules + tuple((ours.replace("BOX_LAYERS", layers or "none"), *to) for ours, *to in self.box_rules)
+        boxes = ((ours.replace("BOX_LAYERS", layers or "none"), theirs, by) for ours, theirs, by in self.box_rules)
+        return (*self.rules, *boxes)
 
 
 def first_box_layer(config: Any) -> int:
