@@ -27,8 +27,8 @@ from sap_detr_hf.evaluation.report import write_results
 from sap_detr_hf.markdown_table import markdown_table
 from sap_detr_hf.model.configuration_sap_detr import CORRECTED
 from sap_detr_hf.training.loop import train
-from sap_detr_hf.weights.backbone import packaged_backbone
 from sap_detr_hf.training.run import load_data
+from sap_detr_hf.weights.backbone import packaged_backbone
 
 FORMS: dict[str, dict[str, Any]] = {
     "base": {},
