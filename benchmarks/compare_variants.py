@@ -78,7 +78,9 @@ def compare_variants(
     load_data(shared)
     remember_settings(shared, output_dir)
     for run in runs:
-        if not (run.folder(output_dir) / RESULT).exists() and not train_until(shared, output_dir, run, deadline):
+        if not (run.folder(output_dir) / RESULT).exists() and not train_until(
+            settings_of_run(shared, output_dir, run), run, deadline
+        ):
             break
     done = [run for run in runs if (run.folder(output_dir) / RESULT).exists()]
     results = {
@@ -95,7 +97,19 @@ def compare_variants(
     return results
 
 
-def train_until(shared: TrainingSettings, output_dir: Path, run: Run, deadline: float) -> bool:
+def settings_of_run(shared: TrainingSettings, output_dir: Path, run: Run) -> TrainingSettings:
+    """The shared settings with the run's form, rate, seed and folder."""
+    return replace(
+        shared,
+        model_overrides={**shared.model_overrides, **FORMS[run.form]},
+        learning_rate=run.rate,
+        seed=run.seed,
+        output_dir=str(run.folder(output_dir)),
+        resume="auto",
+    )
+
+
+def train_until(settings: TrainingSettings, run: Run, deadline: float) -> bool:
     """Train in a process of its own, whose peak memory is the run's; returns whether it ended before the deadline.
 
     Raises:
@@ -105,32 +119,24 @@ def train_until(shared: TrainingSettings, output_dir: Path, run: Run, deadline: 
     if left <= 0:
         return False
     print(f"{run.form}, rate {run.rate:g}, seed {run.seed}", file=sys.stderr, flush=True)
-    process = multiprocessing.get_context("spawn").Process(target=train_here, args=(shared, output_dir, run))
+    process = multiprocessing.get_context("spawn").Process(target=train_here, args=(settings, run))
     process.start()
     process.join(left)
     if process.is_alive():
         process.terminate()  # the training loop saves its state
         process.join(STOP_SECONDS)
-    if (run.folder(output_dir) / RESULT).exists():
+    if (Path(settings.output_dir) / RESULT).exists():
         return True
     if process.exitcode not in (0, -15):
-        raise RuntimeError(f"The training in {run.folder(output_dir)} failed (exit code {process.exitcode}).")
+        raise RuntimeError(f"The training in {settings.output_dir} failed (exit code {process.exitcode}).")
     return False
 
 
-def train_here(shared: TrainingSettings, output_dir: Path, run: Run) -> None:
+def train_here(settings: TrainingSettings, run: Run) -> None:
     """Train, and write the run's result if it was not interrupted."""
-    folder = run.folder(output_dir)
-    settings = replace(
-        shared,
-        model_overrides={**shared.model_overrides, **FORMS[run.form]},
-        learning_rate=run.rate,
-        seed=run.seed,
-        output_dir=str(folder),
-        resume="auto",
-    )
     if train(settings)["status"] != "interrupted":
-        write_results(folder / RESULT, {**asdict(run), **summarize_metrics(folder, shared.effective_batch)})
+        folder = Path(settings.output_dir)
+        write_results(folder / RESULT, {**asdict(run), **summarize_metrics(folder, settings.effective_batch)})
 
 
 def report_text(results: dict[str, Any]) -> str:

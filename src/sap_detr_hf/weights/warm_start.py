@@ -104,7 +104,8 @@ def warm_start(source: str, **overrides: Any) -> WarmStart:
     """
     their_config, kind = read_source(source)
     config = started_config(source, **overrides)
-    theirs = _tensors(_load(source, their_config), kind)
+    is_resnet = config.backbone_config.model_type == "resnet"  # type: ignore[union-attr]
+    theirs = _tensors(_load(source, their_config), kind, is_resnet)
     model: Any = AutoModelForObjectDetection.from_config(config)
     taken = _fill(source, model.model, theirs, kind.rules_for(their_config))
     if kind.constant_position_scale:
@@ -177,13 +178,15 @@ def _load(source: str, config: PreTrainedConfig) -> PreTrainedModel:
     return model.base_model
 
 
-def _tensors(model: PreTrainedModel, kind: WarmStartSource) -> dict[str, torch.Tensor]:
-    """The source's tensors by name, the backbone's under the names of transformers' ResNet."""
+def _tensors(model: PreTrainedModel, kind: WarmStartSource, is_resnet: bool) -> dict[str, torch.Tensor]:
+    """The source's tensors by name, the backbone's under the names of transformers' own ResNet or timm wrapper."""
     tensors = {}
     for name, tensor in model.state_dict().items():
         if name.startswith(kind.backbone):
             name = name.removeprefix(kind.backbone).removeprefix("_backbone.")
-            name = "backbone." + (resnet_name(name) if needs_timm(model.config) else name)
+            if needs_timm(model.config):
+                name = resnet_name(name) if is_resnet else f"_backbone.{name}"
+            name = f"backbone.{name}"
         tensors[name] = tensor
     return tensors
 

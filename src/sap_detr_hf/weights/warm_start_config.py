@@ -71,6 +71,12 @@ def _backbone_fields(source: str, backbone: Any, uses_all_maps: bool) -> dict[st
     name = (getattr(backbone, "backbone", None) or "").split(".")[0]
     stride = getattr(backbone, "output_stride", None) or 32
     strides = (32,) if uses_all_maps else (16, 32)
+    # Other networks of timm only where timm froze the BatchNorm: transformers' own freezing drops their activations.
+    if backbone.model_type == "timm_backbone" and name not in RESNETS and backbone.freeze_batch_norm_2d:
+        maps = list(backbone.out_indices) if uses_all_maps else list(backbone.out_indices)[-1:]
+        fields = {**backbone.to_dict(), "out_indices": maps, "use_pretrained_backbone": False}
+        fields.pop("out_features", None)
+        return {"backbone_config": fields}
     if backbone.model_type != "timm_backbone" or name not in RESNETS or stride not in strides:
         raise ValueError(
             f"{source} cannot be started from: its backbone is {name or backbone.model_type!r} with the output stride "
