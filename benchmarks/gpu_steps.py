@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from sap_detr_hf.demo.digits import make_digits
-from sap_detr_hf.demo.run import packaged_backbone
+from sap_detr_hf.weights.backbone import packaged_backbone
 
 from .gaussian_forms import GAUSSIAN_FORMS, gradient_errors
 from .measure import matrix_product, paired_seconds, summary

@@ -2,9 +2,18 @@
 
 import torch
 from tiny_model import TINY_BACKBONE
-from transformers import AutoModelForObjectDetection, ConditionalDetrConfig, DabDetrConfig, DetrConfig, ResNetConfig
+from transformers import (
+    AutoModelForObjectDetection,
+    ConditionalDetrConfig,
+    DabDetrConfig,
+    DeformableDetrConfig,
+    DetrConfig,
+    ResNetConfig,
+)
 
-CONFIGS = {"dab-detr": DabDetrConfig, "detr": DetrConfig, "conditional_detr": ConditionalDetrConfig}
+DETR_KINDS = ("dab-detr", "detr", "conditional_detr")
+CONFIGS = {"dab-detr": DabDetrConfig, "detr": DetrConfig, "conditional_detr": ConditionalDetrConfig,
+           "deformable_detr": DeformableDetrConfig}  # fmt: skip
 WIDTH = 64
 SMALL = {
     "encoder_layers": 2,
@@ -22,7 +31,8 @@ TINY = {key: value for key, value in TINY_BACKBONE.items() if key != "model_type
 def save_source(directory, kind: str, seed: int = 0, **fields):
     """A detector of transformers with random weights everywhere, norms' statistics included."""
     if "backbone_config" not in fields and "backbone" not in fields:
-        fields["backbone_config"] = ResNetConfig(**TINY)
+        maps = {"out_features": ["stage2", "stage3", "stage4"]} if kind == "deformable_detr" else {}
+        fields["backbone_config"] = ResNetConfig(**{**TINY, **maps})
     width = {"hidden_size" if kind == "dab-detr" else "d_model": WIDTH}
     torch.manual_seed(seed)
     model = AutoModelForObjectDetection.from_config(CONFIGS[kind](**{**SMALL, **width, **fields}))

@@ -34,10 +34,10 @@ from transformers import (
     TimmBackboneConfig,
 )
 
-from sap_detr_hf.demo.run import packaged_backbone
 from sap_detr_hf.model.configuration_sap_detr import CORRECTED
-from sap_detr_hf.weights.backbone import load_backbone_weights
+from sap_detr_hf.weights.backbone import load_backbone_weights, packaged_backbone
 from sap_detr_hf.weights.variants import config_of_variant
+from sap_detr_hf.weights.warm_start import warm_start
 
 WIDTH = 128
 SIZES: dict[str, Any] = {"encoder_layers": 1, "decoder_layers": 3, "encoder_ffn_dim": 512, "decoder_ffn_dim": 512}
@@ -144,11 +144,12 @@ def authors_initial_values(model: PreTrainedModel) -> None:
 
 @dataclass(frozen=True)
 class Detector:
-    """A compared detector: its name in reports, its configuration for given classes."""
+    """A compared detector: its name in reports, its configuration for given classes, and what it starts from."""
 
     title: str
     configuration: Callable[[Classes], PreTrainedConfig]
     initial_values: Callable[[PreTrainedModel], None] | None = None
+    source: str | None = None  # the detector, trained on the digits, whose weights it takes
 
 
 DENOISING = {**CORRECTED, "denoising_pairs": DENOISING_PAIRS}
@@ -166,6 +167,7 @@ DETECTORS = {
         "SAP-DETR, corrections, denoising, 3 groups (as r50-plus)",
         partial(sap_detr, **DENOISING, denoising_box_noise=1.0, num_groups=3),
     ),
+    "sap-detr-warm": Detector("SAP-DETR from DAB-DETR trained on the digits", sap_detr, source="dab-detr"),
     "sap-dino": Detector("SAP-DINO-DETR", partial(sap_dino, denoising_pairs=DENOISING_PAIRS)),
     "sap-dino-plain": Detector("SAP-DINO-DETR without denoising", partial(sap_dino, denoising_pairs=0)),
     "dab-detr": Detector("DAB-DETR", dab_detr, authors_initial_values),
@@ -176,16 +178,19 @@ DETECTORS = {
 }
 
 
-def build_detector(name: str, classes: Classes, seed: int) -> PreTrainedModel:
+def build_detector(name: str, classes: Classes, seed: int, source: str | None = None) -> PreTrainedModel:
     """A detector with a random transformer, drawn from `seed`, and the ImageNet backbone.
 
     Args:
         name: one of `DETECTORS`.
         classes: `id2label`, `label2id` and `category_ids` of the data.
         seed: of all random values.
+        source: directory of a trained detector to take what fits from.
     """
     set_seed(seed)
     detector = DETECTORS[name]
+    if source is not None:
+        return warm_start(source, query_grid=(10, 10), frozen_backbone_stages=0, **classes).model
     model = AutoModelForObjectDetection.from_config(detector.configuration(classes))
     if detector.initial_values is not None:
         detector.initial_values(model)

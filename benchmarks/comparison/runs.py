@@ -27,7 +27,7 @@ from sap_detr_hf.training.model import build_image_processor
 from sap_detr_hf.training.reporting import METRICS_FILE
 from sap_detr_hf.training.run import load_data
 
-from .models import build_detector
+from .models import DETECTORS, build_detector
 
 STOP_SECONDS = 300  # for a training that was told to stop to save its state
 CURVES = ("AP", "AP50", "AP_small", "AP_medium", "AP_large")
@@ -101,7 +101,8 @@ def train_one(settings: dict[str, Any], work: Path, results: Path, run: Run) -> 
     values = {**settings, "epochs": run.epochs, "seed": run.seed, "learning_rate": run.rate, "resume": "auto"}
     training = TrainingSettings(**values, model=str(folder / "start"), output_dir=str(folder))
     data, _ = load_data(training)
-    write_start(training, data, run)
+    source = DETECTORS[run.detector].source
+    write_start(training, data, run, trained_on_digits(work.parent, source) if source else None)
     frozen = "model.backbone" in training.freeze
     with remembered_features() if frozen else nullcontext():
         status = train(training)["status"]
@@ -109,7 +110,19 @@ def train_one(settings: dict[str, Any], work: Path, results: Path, run: Run) -> 
         add_result(results, run, result_of(training, run))
 
 
-def write_start(training: TrainingSettings, data: DetectionData, run: Run) -> None:
+def trained_on_digits(work: Path, detector: str) -> str:
+    """The folder of a detector that was trained on the digits in full length, with seed 0.
+
+    Raises:
+        ValueError: there is none; says how to get it.
+    """
+    runs = [path.parent for path in (work / "digits" / detector).glob("epochs_*_seed_0/config.json")]
+    if not runs:
+        raise ValueError(f"Train {detector} on the digits first, with the same --work: compare_models digits.")
+    return str(max(runs, key=lambda folder: int(folder.name.split("_")[1])))
+
+
+def write_start(training: TrainingSettings, data: DetectionData, run: Run, source: str | None) -> None:
     """Save the untrained detector that the run starts from."""
     start = Path(str(training.model))
     if (start / "preprocessor_config.json").exists():  # its last file
@@ -118,7 +131,7 @@ def write_start(training: TrainingSettings, data: DetectionData, run: Run) -> No
     classes["label2id"] = {name: index for index, name in data.id2label.items()}
     sizes: dict[str, Any] = {"shortest_edge": training.shortest_edge, "longest_edge": training.longest_edge}
     processor = build_image_processor(TrainingSettings(variant="r50", data=training.data, **sizes))
-    save_model_directory(start, build_detector(run.detector, classes, run.seed), processor)
+    save_model_directory(start, build_detector(run.detector, classes, run.seed, source), processor)
 
 
 def result_of(training: TrainingSettings, run: Run) -> dict[str, Any]:

@@ -54,6 +54,7 @@ class Settings:
     takes_recipe = False  # whether the command line begins with a recipe
     extra = "train"  # of the package, with what the verb needs
     command: str | None = None  # the command line that the settings were read from
+    given: frozenset[str] | None = None  # names of what it sets, itself or by its recipe
 
     def __post_init__(self):
         for option in options(type(self)):
@@ -167,6 +168,7 @@ def parse(settings: type[AnySettings], words: Sequence[str], program: str = "sap
 
         values = read_recipe(recipe, settings)
     result = settings(**values | {name: known[name].from_words(value) for name, value in given.items()})
+    object.__setattr__(result, "given", frozenset(values) | frozenset(given))
     object.__setattr__(result, "command", shlex.join([*program.split(), *words]))
     return result
 

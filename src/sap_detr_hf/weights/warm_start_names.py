@@ -1,4 +1,4 @@
-"""Tensor names: this package's `SapDetrModel` -> the detector of transformers whose tensor it can start from.
+"""Tensor names: this package's base models -> the detector of transformers whose tensor they can start from.
 
 Names of transformers 5.23 *after* loading, without the leading `model.`; those in the checkpoint files differ. A tensor
 of ours that no rule matches starts anew: what the sources trained at another temperature, order or for other boxes does
@@ -6,7 +6,10 @@ not fit.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
+
+_Rules = tuple[tuple[str, str, float], ...]
 
 
 @dataclass(frozen=True)
@@ -17,16 +20,39 @@ class WarmStartSource:
         backbone: what their backbone's names begin with.
         rules: (pattern of ours, their name, factor). The first pattern that matches a whole name counts. A query of the
             cross-attention is scaled by the root of d / H here three times, there twice or once: the factor evens it.
-        position_temperature: the field of their configuration, or its value where they have no such field.
-        scales_positions: whether the content scales the encoder's positions; otherwise the scale starts as constant 1.
+        fields: of our configuration: a field of theirs by its name, or a value.
+        model_type: of the model that starts from them.
+        constant_position_scale: whether their content does not scale the encoder's positions: the scale of ours then
+            starts as the constant 1.
         required: fields of their configuration that must have one of these values.
+        box_rules: further rules, for the decoder layers whose sampling follows a box, see [`first_box_layer`].
     """
 
     backbone: str
-    rules: tuple[tuple[str, str, float], ...]
-    position_temperature: str | float
-    scales_positions: bool
-    required: dict[str, tuple[object, ...]]
+    rules: _Rules
+    fields: dict[str, Any]
+    model_type: str = "sap_detr"
+    constant_position_scale: bool = False
+    required: dict[str, tuple[object, ...]] = field(default_factory=dict)
+    box_rules: _Rules = ()
+
+    def rules_for(self, config: Any) -> _Rules:
+        """The rules for a source with this configuration."""
+        if not self.box_rules:
+            return self.rules
+        layers = "|".join(map(str, range(first_box_layer(config), config.decoder_layers)))
+        boxes = ((ours.replace("BOX_LAYERS", layers or "none"), theirs, by) for ours, theirs, by in self.box_rules)
+        return (*self.rules, *boxes)
+
+
+def first_box_layer(config: Any) -> int:
+    """The first decoder layer of a Deformable DETR whose sampling points are shares of its query's box.
+
+    Before it, queries are points, and sampling points are so many tokens away from them.
+    """
+    if config.two_stage:
+        return 0
+    return 1 if config.with_box_refine else config.decoder_layers
 
 
 _TWO_PARTS = math.sqrt(3 / 2)  # their cross-attention has [content; position], ours [content; point; box]
@@ -95,27 +121,67 @@ _DETR_DECODER = (
     (r"(decoder\.layers\.\d+)\.cross_attn\.k_content_proj\.(.*)", r"\1.encoder_attn.k_proj.\2", 1.0),
 )
 
+# Queries are made of [positions; content] there and here of learned content beside selected points: they start anew.
+_DEFORMABLE = (
+    (r"input_projection\.convolutions\.(\d+)\.(.*)", r"input_proj.\1.0.\2", 1.0),
+    (r"input_projection\.norms\.(\d+)\.(.*)", r"input_proj.\1.1.\2", 1.0),
+    (r"level_embeddings\.weight", "level_embed", 1.0),
+    (
+        r"(encoder\.layers\.\d+\.self_attn\.(?:sampling_offsets|attention_weights|value_proj|output_proj)\..*)",
+        r"\1",
+        1.0,
+    ),
+    (r"(decoder\.layers\.\d+\.self_attn\.[qk]_proj\..*)", r"\1", 1.0),
+    (r"(decoder\.layers\.\d+)\.cross_attn\.((?:value|output)_proj\..*)", r"\1.encoder_attn.\2", 1.0),
+    (r"selection\.projection\.(.*)", r"enc_output.\1", 1.0),  # of two-stage models alone
+    (r"selection\.layer_norm\.(.*)", r"enc_output_norm.\1", 1.0),
+)
+_DEFORMABLE_BOXES = (
+    (
+        r"(decoder\.layers\.(?:BOX_LAYERS))\.cross_attn\.((?:sampling_offsets|attention_weights)\..*)",
+        r"\1.encoder_attn.\2",
+        1.0,
+    ),
+)
+
+_SIDE_FIELDS = [
+    f"{side}_{name}" for side in ("encoder", "decoder") for name in ("layers", "attention_heads", "ffn_dim")
+]
+_FIELDS = {"d_model": "hidden_size", **{name: name for name in ("activation_function", *_SIDE_FIELDS)}}
+
 WARM_START_SOURCES: dict[str, WarmStartSource] = {
     "dab-detr": WarmStartSource(
         backbone="backbone.conv_encoder.model.",
         rules=(*_INPUT, *_DAB_ENCODER, *_DAB_DECODER),
-        position_temperature="temperature_height",
-        scales_positions=True,
+        fields={**_FIELDS, "position_temperature": "temperature_height"},
         required={"normalize_before": (False,), "sine_position_embedding_scale": (None, 2 * math.pi)},
     ),
     "detr": WarmStartSource(
         backbone="backbone.model.",
         rules=(*_INPUT, *_DETR_LAYERS, *_DETR_DECODER),
-        position_temperature=10000.0,
-        scales_positions=False,
+        fields={**_FIELDS, "position_temperature": 10000.0},
+        constant_position_scale=True,
         required={"position_embedding_type": ("sine",)},
     ),
     "conditional_detr": WarmStartSource(
         backbone="backbone.model.",
         rules=(*_INPUT, *_DETR_LAYERS, *_CONDITIONAL_DECODER),
-        position_temperature=10000.0,
-        scales_positions=False,
+        fields={**_FIELDS, "position_temperature": 10000.0},
+        constant_position_scale=True,
         required={"position_embedding_type": ("sine",)},
     ),
+    "deformable_detr": WarmStartSource(
+        backbone="backbone.model.",
+        rules=(*_INPUT[:1], *_DEFORMABLE, *_DETR_LAYERS),
+        fields={
+            **_FIELDS,
+            **{name: name for name in ("num_feature_levels", "encoder_n_points", "decoder_n_points")},
+            "token_position_temperature": 10000.0,
+            "token_position_offset": 0.5,
+        },
+        model_type="sap_dino_detr",
+        required={"position_embedding_type": ("sine",), "dilation": (False,)},
+        box_rules=_DEFORMABLE_BOXES,
+    ),
 }
-"""By `model_type`. Deformable DETR belongs here once a model with deformable attention can take it."""
+"""By `model_type`."""
