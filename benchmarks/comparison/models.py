@@ -197,9 +197,9 @@ def build_detector(name: str, classes: Classes, seed: int, source: str | None = 
     holder = nn.Module()
     holder.backbone = AutoBackbone.from_config(TimmBackboneConfig(**backbone_config(PYRAMID)))
     load_backbone_weights(holder, packaged_backbone())
-    source = holder.get_submodule("backbone._backbone")
-    weights = source.state_dict()
-    network = timm_network(model, type(source))
+    pretrained = holder.get_submodule("backbone._backbone")
+    weights = pretrained.state_dict()
+    network = timm_network(model, type(pretrained))
     network.load_state_dict({key: weights[key] for key in network.state_dict()})
     return model
 

@@ -132,7 +132,8 @@ def test_shapes_do_not_depend_on_the_boxes(counts):
     _, queries = made(counts)
     shapes = {name: tuple(value.shape) for name, value in vars(queries).items()}
     assert shapes == {
-        "content": (2, 14, 32), "points": (2, 14, 2), "sides": (2, 14, 4), "visible": (2, 1, 14, 14), "weights": (2, 14), "target_classes": (2, 7), "target_corners": (2, 7, 4),
+        "content": (2, 14, 32), "points": (2, 14, 2), "sides": (2, 14, 4), "visible": (2, 1, 14, 14),
+        "weights": (2, 14), "target_classes": (2, 7), "target_corners": (2, 7, 4),
     }  # fmt: skip
 
 
