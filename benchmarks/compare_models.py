@@ -45,10 +45,10 @@ def next_run(args: argparse.Namespace, done: dict[Run, dict]) -> Run | None:
 
 
 def best_rate(name: str, rates: list[float], epochs: int, done: dict[Run, dict]) -> float:
-    """The rate with the highest AP at the end of its search."""
+    """The rate with the highest AP50 at the end of its search, where AP is often still 0."""
     if len(rates) == 1:
         return rates[0]
-    return max(rates, key=lambda rate: done[Run(name, rate, 0, epochs)]["curve"][-1]["AP"] or 0.0)
+    return max(rates, key=lambda rate: done[Run(name, rate, 0, epochs)]["curve"][-1]["AP50"] or 0.0)
 
 
 def main(argv: list[str] | None = None) -> int:

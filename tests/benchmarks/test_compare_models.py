@@ -131,7 +131,7 @@ def test_search_comes_first_and_its_best_rate_is_trained(tmp_path):
     order = []
     while (run := command.next_run(args, done)) is not None:
         order.append(run)
-        done[run] = {"curve": [{"AP": run.rate / 10}]}
+        done[run] = {"curve": [{"AP50": run.rate / 10}]}
     assert order == [
         Run("plus", 1.0, 0, 3), Run("plus", 2.0, 0, 3), Run("plus", 2.0, 0, 9), Run("plus", 2.0, 1, 9)
     ]  # fmt: skip
