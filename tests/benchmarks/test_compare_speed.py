@@ -146,3 +146,9 @@ def test_profile_says_which_operations_take_the_time(tmp_path, capsys):
 def test_backward_pass_is_counted():
     forward = count_cost("r50", 480, 640)[1]
     assert 2.5 < count_training_products("r50", 480, 640) / forward < 3  # stem and first stage learn nothing
+
+
+def test_sap_dino_detr_is_as_large_as_its_formulas_say():
+    parameters, multiply_adds = count_cost("dino-r50", 800, 1066)
+    assert parameters == 47_223_172
+    assert multiply_adds == pytest.approx(239e9, rel=0.05)
