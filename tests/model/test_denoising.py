@@ -4,12 +4,13 @@ import copy
 
 import pytest
 import torch
+import torchvision
 from tiny_model import tiny_config, tiny_inputs, tiny_labels, tiny_model
 from torch import nn
 
 from sap_detr_hf import SapDetrConfig, SapDetrForObjectDetection
 from sap_detr_hf.model.denoising import denoising_queries, draw_noise
-from sap_detr_hf.model.loss import iou_and_giou, pad_targets, points_outside
+from sap_detr_hf.model.loss import pad_targets, points_outside
 from sap_detr_hf.model.salient_points import box_corners, cell_corners
 from sap_detr_hf.training.model import compile_transformer
 
@@ -247,7 +248,7 @@ def test_losses_are_those_computed_by_hand():
     outputs = model.model(pixels, mask, denoising=queries)
     predictions = {name: value[-1, 0, 20:].detach() for name, value in model.predict(outputs, 2, queries).items()}
     got = model(pixels, mask, labels=labels, num_boxes=3.0, denoising_noise=noise).loss_dict
-    ce, l1, inner, objectness = 0.0, 0.0, 0.0, 0.0
+    ce, l1, giou, inner, objectness = 0.0, 0.0, 0.0, 0.0, 0.0
     for slot in range(2 * PAIRS):
         weight = float(queries.weights[0, slot])
         for k in range(6):
@@ -264,13 +265,15 @@ def test_losses_are_those_computed_by_hand():
             corners = torch.cat([center - size / 2, center + size / 2])
             target = queries.target_corners[0, slot]
             l1 += weight * float((corners - target).abs().sum())
-            iou = float(iou_and_giou(corners, target)[0])
+            giou += weight * (1 - float(torchvision.ops.generalized_box_iou(corners[None], target[None])))
+            iou = float(torchvision.ops.box_iou(corners[None], target[None]))
             distance = 1 - (p_object * iou + (1 - p_object) * (1 - iou))
             entropy = -(iou * p_object.log() + (1 - iou) * (1 - p_object).log())
             objectness += weight * float((0.25 * iou + 0.75 * (1 - iou)) * distance**2 * entropy)
             inner += weight * float(points_outside(predictions["pred_points"][slot], queries.target_corners[0, slot]))
     assert float(got["loss_ce_dn"]) == pytest.approx(ce / 3, rel=1e-4)
     assert float(got["loss_bbox_dn"]) == pytest.approx(l1 / 3, rel=1e-4)
+    assert float(got["loss_giou_dn"]) == pytest.approx(giou / 3, rel=1e-4)
     assert float(got["loss_ce_obj_dn"]) == pytest.approx(objectness / 3, rel=1e-4)
     assert float(got["loss_inner_dn"]) == pytest.approx(inner / 3, rel=1e-4)
 

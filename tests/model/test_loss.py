@@ -10,6 +10,7 @@ import pytest
 import torch
 from tiny_model import tiny_config, tiny_inputs, tiny_labels, tiny_model
 
+from sap_detr_hf.model.configuration_sap_detr import SapDetrConfig
 from sap_detr_hf.model.denoising import denoising_loss, denoising_queries
 from sap_detr_hf.model.loss import (
     LayerPredictions,
@@ -20,6 +21,7 @@ from sap_detr_hf.model.loss import (
     pad_targets,
     points_outside,
     sap_detr_loss,
+    weighted_sum,
 )
 
 
@@ -315,3 +317,12 @@ def test_trains_inside_transformers_trainer(tmp_path):
 def test_labels_for_another_number_of_images_are_refused(count):
     with pytest.raises(ValueError, match=f"`labels` has {count} entries for 2 images"):
         tiny_model()(*tiny_inputs(), labels=tiny_labels(counts=[1] * count))
+
+
+def test_a_loss_without_a_coefficient_is_refused():
+    """It would be reported, and nothing would learn from it."""
+    names = ("loss_ce", "loss_bbox", "loss_giou", "loss_ce_obj", "loss_inner", "class_error")
+    losses = {name: torch.ones(2) for name in names}
+    assert float(weighted_sum(losses, SapDetrConfig())) == 2 * (1 + 5 + 2 + 1 + 2)
+    with pytest.raises(ValueError, match="loss_diou: a loss without a coefficient"):
+        weighted_sum({**losses, "loss_diou": torch.ones(2)}, SapDetrConfig())

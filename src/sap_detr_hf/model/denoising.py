@@ -15,12 +15,13 @@ from torch import nn
 
 from .configuration_sap_detr import SapDetrConfig
 from .loss import (
+    REPORTED_ONLY,
     LayerPredictions,
+    box_losses,
     class_loss_at_target,
     class_loss_of_negatives,
     corners_from_boxes,
     inner_losses,
-    iou_and_giou,
     layer_predictions,
     named_by_layer,
     objectness_focal_loss,
@@ -176,16 +177,14 @@ def denoising_losses(
         return (values * weights).sum((1, 2)) / num_boxes
 
     corners = corners_from_boxes(predictions.boxes[:, :, :pairs])
-    iou, giou = iou_and_giou(corners, queries.target_corners)
+    iou, of_boxes = box_losses(corners, queries.target_corners)
     quality = torch.cat([iou, torch.zeros_like(iou)], dim=2)
     index = queries.target_classes[None, ..., None].expand(len(iou), -1, -1, -1)
     at_target = predictions.logits[:, :, :pairs].gather(-1, index)[..., 0]  # (D, B, P)
     negatives = class_loss_of_negatives(predictions.logits, config).sum(-1)
-    inner = inner_losses(predictions.points[:, :, :pairs], queries.target_corners, config)
+    of_positives = {**of_boxes, **inner_losses(predictions.points[:, :, :pairs], queries.target_corners, config)}
     return {
         "loss_ce": total(negatives, queries.weights) + total(class_loss_at_target(at_target, iou, config), positive),
-        "loss_bbox": total((corners - queries.target_corners).abs().sum(-1), positive),
-        "loss_giou": total(1 - giou, positive),
         "loss_ce_obj": total(objectness_focal_loss(predictions.objectness, quality, config), queries.weights),
-        "loss_inner": total(inner["loss_inner"], positive),
+        **{name: total(values, positive) for name, values in of_positives.items() if name not in REPORTED_ONLY},
     }

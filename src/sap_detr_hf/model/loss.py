@@ -18,6 +18,7 @@ from .configuration_sap_detr import SapDetrConfig
 
 IOU_EPS = 1e-6
 NON_FINITE_COST = 1e8
+REPORTED_ONLY = {"class_error", "loss_inner_share"}  # nothing learns from these values
 
 
 @dataclass
@@ -254,16 +255,21 @@ def layer_losses(
     corners = corners_from_boxes(predictions.boxes[layers, image, query])
     points = predictions.points[layers, image, query]
     matched_logits = predictions.logits[layers, image, query]  # (D, S, K)
-    iou, giou = iou_and_giou(corners, target_corners)
+    iou, of_boxes = box_losses(corners, target_corners)
     quality = torch.zeros_like(predictions.objectness).index_put((layers.expand_as(image), image, query), iou)
+    of_matches = {**of_boxes, **inner_losses(points, target_corners, config)}
     return {
         "loss_ce": class_loss(predictions.logits, matched_logits, classes, iou, config) / num_boxes,
-        "loss_bbox": (corners - target_corners).abs().sum((1, 2)) / num_boxes,
-        "loss_giou": (1 - giou).sum(1) / num_boxes,
         "loss_ce_obj": objectness_focal_loss(predictions.objectness, quality, config).sum((1, 2)) / num_boxes,
-        **{name: values.sum(1) / num_boxes for name, values in inner_losses(points, target_corners, config).items()},
+        **{name: values.sum(1) / num_boxes for name, values in of_matches.items()},
         "class_error": class_error(matched_logits, classes),
     }
+
+
+def box_losses(corners: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """IoU of boxes x1, y1, x2, y2 (..., 4) with their targets, and what the boxes cost, elementwise (...)."""
+    iou, giou = iou_and_giou(corners, targets)
+    return iou, {"loss_bbox": (corners - targets).abs().sum(-1), "loss_giou": 1 - giou}
 
 
 def inner_losses(points: torch.Tensor, corners: torch.Tensor, config: SapDetrConfig) -> dict[str, torch.Tensor]:
@@ -359,7 +365,11 @@ def check_labels(labels: list[dict[str, torch.Tensor]], images: int) -> None:
 
 
 def weighted_sum(losses: dict[str, torch.Tensor], config: SapDetrConfig) -> torch.Tensor:
-    """The losses (D,) times their coefficients, added over losses and layers."""
+    """The losses (D,) times their coefficients, added over losses and layers.
+
+    Raises:
+        ValueError: a loss has no coefficient, so that nothing would learn from it.
+    """
     weights = {
         "loss_ce": config.class_loss_coefficient,
         "loss_bbox": config.bbox_loss_coefficient,
@@ -367,6 +377,8 @@ def weighted_sum(losses: dict[str, torch.Tensor], config: SapDetrConfig) -> torc
         "loss_ce_obj": config.objectness_loss_coefficient,
         "loss_inner": config.inner_loss_coefficient,
     }
+    if forgotten := losses.keys() - weights.keys() - REPORTED_ONLY:
+        raise ValueError(f"{', '.join(sorted(forgotten))}: a loss without a coefficient in `weighted_sum`.")
     return torch.stack([weight * losses[name].sum() for name, weight in weights.items()]).sum()
 
 
