@@ -103,9 +103,7 @@ def test_slices_are_counted_as_they_are_cut(detector, tmp_path, monkeypatch):
     monkeypatch.setattr("sap_detr_hf.app.pictures.MOST_SLICES", 10)  # 5 columns and 2 rows
     assert (detector.detect(str(path), "wide.png", 256).detections.queries < 0).any()
     monkeypatch.setattr("sap_detr_hf.app.pictures.MOST_SLICES", 9)
-    with pytest.raises(
-        DetectionError, match=r"wide\.png would be cut into 10 slices of 256 pixels, and 9 are"
-    ):
+    with pytest.raises(DetectionError, match=r"wide\.png would be cut into 10 slices of 256 pixels, and 9 are"):
         detector.detect(str(path), "wide.png", 256)
 
 
