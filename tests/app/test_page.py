@@ -22,6 +22,7 @@ from sap_detr_hf import SapDetrImageProcessorPil
 from sap_detr_hf.app.page import MOST_EXAMPLES, build_page, example_pictures
 from sap_detr_hf.app.pictures import (
     LOWEST_SCORE,
+    DetectionError,
     PictureDetector,
     PictureError,
     detection_rows,
@@ -97,6 +98,15 @@ def test_turned_photograph_is_upright_and_loses_its_metadata(detector, tmp_path)
     assert not draw_picture(found, 0.5).info
 
 
+def test_slices_are_counted_as_they_are_cut(detector, tmp_path, monkeypatch):
+    path = save_photograph(tmp_path / "wide.png", (1000, 300))
+    monkeypatch.setattr("sap_detr_hf.app.pictures.MOST_SLICES", 10)  # 5 columns and 2 rows
+    assert (detector.detect(str(path), "wide.png", 256).detections.queries < 0).any()
+    monkeypatch.setattr("sap_detr_hf.app.pictures.MOST_SLICES", 9)
+    with pytest.raises(DetectionError, match=r"wide\.png would be cut into 10 slices of 256 pixels, and 9 are"):
+        detector.detect(str(path), "wide.png", 256)
+
+
 @pytest.mark.parametrize("size", [(3000, 40), (1, 1), (40, 3000)])
 def test_odd_shapes_are_detected_in_and_drawn(detector, tmp_path, size):
     found = detector.detect(str(save_photograph(tmp_path / "odd.png", size)), "odd.png")
@@ -170,7 +180,8 @@ def test_table_and_download_say_the_same(detector, photograph):
     for row, detection in zip(rows, record["detections"], strict=True):
         assert row[1:3] == [detection["label"], f"{detection['score']:.2f}"]
         values = [*detection["box"].values(), *detection["point"].values()]
-        np.testing.assert_allclose(row[3:], values, atol=0.56)
+        shown = [int(number) for cell in row[3:] for number in cell.split(", ")]
+        np.testing.assert_allclose(shown, values, atol=0.56)
     assert [row[0] for row in rows] == list(range(1, len(rows) + 1))
 
 

@@ -110,11 +110,14 @@ def shown(page: Page) -> Locator:
 
 
 def expect_picture(page: Page, expected: Image.Image) -> None:
-    """Waits until the picture is the expected one, as far as its lossy compression allows."""
+    """Waits until the picture is the expected one, compressed as the page does it."""
+    compressed = BytesIO()
+    expected.save(compressed, "JPEG", quality=92, subsampling=0)
+    expected_pixels = np.asarray(Image.open(compressed), dtype=int)
     for _ in range(50):
         pixels = shown_picture(page)
-        difference = np.abs(pixels - np.asarray(expected)).mean() if pixels.shape[1::-1] == expected.size else np.inf
-        if difference < 2:
+        difference = np.abs(pixels - expected_pixels).mean() if pixels.shape == expected_pixels.shape else np.inf
+        if difference < 0.2:
             return
         page.wait_for_timeout(100)
     pytest.fail(f"The picture differs from the expected one by {difference:.2f} on average.")
@@ -170,12 +173,40 @@ def test_slices_are_detected_in(page, detector, tmp_path):
     page.get_by_label("Slices").click()
     page.get_by_role("option", name="256 x 256 pixels").click()
     expect_count(page, len(sliced.above(0.5)))
-    if "PAGE_SCREENSHOT" in os.environ:
-        page.screenshot(path=os.environ["PAGE_SCREENSHOT"], full_page=True)
+    expect_picture(page, draw_picture(sliced, 0.5))
 
     from_slice = int((sliced.detections.queries < 0).nonzero()[0])
     page.get_by_test_id(f"cell-{from_slice}-2").click()
     expect(page.locator("#notice")).to_contain_text("comes from a slice")
+
+
+@needs_browser
+def test_too_many_slices_keep_the_upload(page, tmp_path):
+    upload(page, save_photograph(tmp_path / "large.png", (22000, 40)))
+    expect(page.locator("#caption")).to_contain_text("22000 x 40 pixels")
+    page.get_by_label("Slices").click()
+    page.get_by_role("option", name="256 x 256 pixels").click()
+    expect(page.locator("#notice")).to_contain_text("large.png would be cut into 108 slices of 256 pixels")
+    expect(page.locator("#notice")).to_contain_text("Choose larger slices, or none.")
+    expect(shown(page)).to_have_count(0)
+    page.get_by_label("Slices").click()
+    page.get_by_role("option", name="none").click()
+    expect(page.locator("#caption")).to_contain_text("22000 x 40 pixels")
+    expect(page.locator("#notice")).to_be_hidden()
+
+
+@needs_browser
+def test_telephone_shows_everything_without_scrolling_sideways(page, pictures, found):
+    page.set_viewport_size({"width": 390, "height": 844})
+    upload(page, pictures / "first.png")
+    expect_count(page, len(found.above(0.5)))
+    cells = page.get_by_test_id(re.compile(r"^cell-\d+-4$"))
+    expect(cells).to_have_count(len(found.above(0.5)))
+    expect(cells.first).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    parts = "#table .virtual-table-viewport, #table [data-testid^=cell-] span"
+    widths = page.locator(parts).evaluate_all("parts => parts.map(part => [part.scrollWidth, part.clientWidth])")
+    assert [(needed, width) for needed, width in widths if needed > width] == []  # nothing of the table is cut off
 
 
 @needs_browser

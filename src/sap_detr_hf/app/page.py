@@ -15,6 +15,7 @@ from PIL import Image
 from .pictures import (
     LOWEST_SCORE,
     SLICE_SIZES,
+    DetectionError,
     PictureDetections,
     PictureDetector,
     PictureError,
@@ -33,7 +34,7 @@ INTRODUCTION = """# {title}
 Upload a picture{or_example}. This model looks for {names}. It predicts every box from a *salient point*: a point of the
 object, from which it measures the distances to the four sides of the box."""
 NAMES_SHOWN = 12
-COLUMNS = ["#", "name", "score", "left", "top", "right", "bottom", "point x", "point y"]
+COLUMNS = ["#", "name", "score", "left, top, right, bottom", "point"]  # few: a telephone shows them all
 
 
 def example_pictures(folder: Path | None) -> list[Path]:
@@ -92,7 +93,7 @@ def build_page(
                     label="Detections", interactive=False, elem_id="shown", buttons=["download", "fullscreen"]
                 )
                 caption = gr.Markdown(elem_id="caption")
-                table = gr.Dataframe(headers=COLUMNS, interactive=False, max_height=340, buttons=[])
+                table = gr.Dataframe(headers=COLUMNS, interactive=False, max_height=340, buttons=[], elem_id="table")
                 download = gr.DownloadButton("Download as JSON", interactive=False)
 
         def detect(file: dict[str, Any] | None, slice_size: int) -> tuple:
@@ -131,6 +132,8 @@ def _detect(detector: PictureDetector, file: dict[str, Any] | None, slice_size: 
         return gr.skip(), None, nothing, gr.skip()  # the notice about a refused upload outlives the upload
     try:
         picture = detector.detect(file["path"], file.get("orig_name") or "The picture", slice_size)
+    except DetectionError as error:
+        return gr.skip(), None, nothing, _notice(str(error))
     except PictureError as error:
         return None, None, nothing, _notice(str(error))
     return gr.skip(), picture, nothing, _notice(None)

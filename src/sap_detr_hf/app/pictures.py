@@ -1,6 +1,5 @@
 """What the page does with one picture: read the visitor's file, detect, and draw what was found."""
 
-import math
 import os
 import threading
 import time
@@ -28,6 +27,10 @@ SHOWN_SIDES = (640, 1280)  # pixels of the longer side: small pictures are enlar
 
 class PictureError(ValueError):
     """A file that cannot be used; the message is for the visitor who chose it."""
+
+
+class DetectionError(PictureError):
+    """A good picture in which detection fails as it is set; the message is for the visitor."""
 
 
 @dataclass
@@ -71,28 +74,31 @@ class PictureDetector:
 
         Raises:
             PictureError: the file cannot be used.
+            DetectionError: there would be too many slices, or the model fails.
         """
         image = open_picture(path, name)
         with self._one_at_a_time:
             started = time.monotonic()
             try:
-                found = self._sliced(image, slice_size).detect(image, name)
+                found = self._detector_for(image, name, slice_size).detect(image, name)
             except (ImportError, ValueError) as error:  # ImportError: OpenCV, which slices need, is broken
-                raise PictureError(str(error)) from error
+                raise DetectionError(str(error)) from error
             seconds = time.monotonic() - started
         return PictureDetections(path, name, image.size, _for_the_screen(image), found, seconds)
 
-    def _sliced(self, image: Image.Image, slice_size: int | None) -> Any:
+    def _detector_for(self, image: Image.Image, name: str, slice_size: int | None) -> Any:
         if slice_size is None:
             return self.detector
         from ..inference.slices import SlicedDetector
 
-        slices = math.prod(math.ceil(side / (0.8 * slice_size)) for side in image.size)
+        sliced = SlicedDetector(self.detector, slice_size, batch_size=4, top_k=MOST_DETECTIONS)
+        slices = sliced.count(image.size)
         if slices > MOST_SLICES:
-            raise PictureError(
-                f"The picture would give {slices} slices, at most {MOST_SLICES} are. Choose larger ones."
+            raise ValueError(
+                f"{name} would be cut into {slices} slices of {slice_size} pixels, and {MOST_SLICES} are the limit. "
+                "Choose larger slices, or none."
             )
-        return SlicedDetector(self.detector, slice_size, batch_size=4, top_k=MOST_DETECTIONS)
+        return sliced
 
     def attend(self, picture: PictureDetections, chosen: int) -> None:
         """Fill in where the query of the detection at position `chosen` looked, unless it is known already.
@@ -164,10 +170,9 @@ def draw_picture(
 
 
 def detection_rows(found: SalientDetections) -> list[list]:
-    """A table's rows: number from 1, name, score, the box's left, top, right, bottom, the salient point's x and y."""
+    """A table's rows: number from 1, name, score, the box as left, top, right, bottom, the salient point as x, y."""
     return [
-        [i + 1, found.labels[i], f"{found.scores[i]:.2f}"]
-        + [round(value) for value in (*found.boxes[i].tolist(), *found.points[i].tolist())]
+        [i + 1, found.labels[i], f"{found.scores[i]:.2f}", _rounded(found.boxes[i]), _rounded(found.points[i])]
         for i in range(len(found))
     ]
 
@@ -195,6 +200,10 @@ def _for_the_screen(image: Image.Image) -> Image.Image:
     shown = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
     shown.info = {}  # a photograph's EXIF, which may say where it was taken, is not handed on
     return shown
+
+
+def _rounded(values: torch.Tensor) -> str:
+    return ", ".join(str(round(value)) for value in values.tolist())
 
 
 def _limit() -> str:

@@ -8,9 +8,16 @@ from pathlib import Path
 MAX_FILE_SIZE = "20mb"
 MOST_VISITORS = 100  # whose last picture is kept in memory, at most 5 MB each
 STYLE = """
-.gradio-container { max-width: 1240px !important; margin: 0 auto !important; }
+/* Without the width, the container is as wide as its widest part: a telephone would scroll sideways. */
+.gradio-container { width: 100% !important; max-width: 1240px !important; margin: 0 auto !important; }
 #notice { border-left: 4px solid #d97706; background: #fef3c7; padding: 10px 14px; border-radius: 6px; }
 #notice * { color: #78350f !important; }
+.gradio-container .main { padding-inline: clamp(12px, 3vw, 32px) !important; }
+@media (max-width: 600px) {
+  #table th, #table td, #table [role=gridcell] { padding-inline: 4px !important; font: 12px sans-serif !important; }
+  #table th *, #table [role=gridcell] * { padding-inline: 0 !important; font: 12px sans-serif !important; }
+  #table .cell-menu-button { display: none; }
+}
 """
 
 

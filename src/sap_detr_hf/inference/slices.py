@@ -15,6 +15,7 @@ try:
     from sahi.postprocess.backends import set_postprocess_backend
     from sahi.predict import get_sliced_prediction
     from sahi.prediction import ObjectPrediction
+    from sahi.slicing import get_slice_bboxes
     from sahi.utils.compatibility import fix_full_shape_list, fix_shift_amount_list
 except ModuleNotFoundError as error:
     raise ImportError(f"Slices need SAHI ({error}): pip install 'sap-detr-hf[sliced]'.") from error
@@ -79,6 +80,10 @@ class SlicedDetector:
         return cls(
             detector, settings.slice, overlap, settings.whole_image is not False, settings.batch_size, top_k=top_k
         )
+
+    def count(self, size: tuple[int, int]) -> int:
+        """Count the slices of a picture of this width and height in pixels."""
+        return len(get_slice_bboxes(size[1], size[0], self.size, self.size, False, self.overlap, self.overlap))
 
     def detect(self, image: Image.Image, name: str = "the image") -> SalientDetections:
         """Detect objects in one upright RGB image, called `name` in messages.
