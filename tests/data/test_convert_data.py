@@ -158,7 +158,11 @@ def test_refused_before_anything_is_written(source, tmp_path, capsys):
     categories, gone = content["categories"], [{**each, "file_name": "gone.png"} for each in content["images"]]
     for splits, change, message in (
         (["train", "val"], {"categories": [*categories, {"id": 10, "name": "cat"}]}, 'name "cat": two categories'),
-        (["val"], {"categories": [{"id": 3, "name": "dog"}, *categories[1:]]}, "the same ids must mean the same"),
+        (
+            ["val"],
+            {"categories": [{"id": 3, "name": "dog"}, *categories[1:]]},
+            "all splits must use the same category ids",
+        ),
         (["val"], {"categories": categories, "images": gone}, "missing image"),
     ):
         for split in ("train", "val"):

@@ -130,7 +130,7 @@ def test_a_saved_model_is_fine_tuned_with_groups_and_denoising(saved_model):
 
 @pytest.mark.parametrize("build", [lambda each: build_model(each, CLASSES), build_image_processor])
 def test_mistyped_model_is_named(build):
-    with pytest.raises(OSError, match=r"runs/mistyped/model is no model directory here"):
+    with pytest.raises(OSError, match=r"runs/mistyped/model is not a local model directory"):
         build(TrainingSettings(model="runs/mistyped/model", data="none"))
 
 
