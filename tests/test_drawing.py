@@ -92,7 +92,7 @@ def test_script_shows_training_data(tmp_path, monkeypatch, capsys, with_model):
     arguments = [str(tmp_path / "digits"), "--output", str(tmp_path / "shown"), "--count", "5"]
     arguments += ["--shortest_edge", "120", "--longest_edge", "200"]
     script.main(arguments + (["--model", str(tmp_path / "model")] if with_model else []))
-    assert "3 pictures" in capsys.readouterr().out
+    assert "3 images" in capsys.readouterr().out
     shown = sorted(path.name for path in (tmp_path / "shown").iterdir())
     assert shown == ["0000_image_id_1.png", "0001_image_id_2.png", "0002_image_id_3.png", "all.png"]
     assert 72 <= min(Image.open(tmp_path / "shown" / shown[0]).size) <= 120

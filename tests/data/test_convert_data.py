@@ -70,7 +70,7 @@ def boxes_by_pixels(data):
 @pytest.mark.parametrize("to", ["coco", "yolo", "voc"])
 def test_there_and_back(source, tmp_path, capsys, to):
     assert convert(source, tmp_path / to, "--to", to) == 0
-    assert ("2 boxes left out" in capsys.readouterr().out) == (to != "coco")  # the crowd region of each split
+    assert ("2 boxes skipped" in capsys.readouterr().out) == (to != "coco")  # the crowd region of each split
     assert convert(tmp_path / to, tmp_path / "back", "--to", "coco", "--link") == 0
     for split in ("train", "val"):
         original = load_detection_data(source, split)
