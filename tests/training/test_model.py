@@ -137,5 +137,5 @@ def test_mistyped_model_is_named(build):
 def test_override_that_is_no_field_is_refused(saved_model):
     for start in ({"variant": "r50"}, {"model": saved_model}):
         wrong = TrainingSettings(**start, data="none", model_overrides={"decoder_layer": 1})
-        with pytest.raises(ValueError, match=r"`decoder_layer` is no field .* nearest one is `decoder_layers`"):
+        with pytest.raises(ValueError, match=r"`decoder_layer` is not a field .* nearest one is `decoder_layers`"):
             build_model(wrong, CLASSES)
