@@ -97,7 +97,7 @@ def _problem(args: argparse.Namespace) -> str | None:
     if args.rounds < 1 or min(args.height or 1, args.width or 1, args.batch_size or 1) < 1:
         return "--rounds, --height, --width and --batch-size must be at least 1"
     if args.device == "cuda" and not torch.cuda.is_available():
-        return "PyTorch finds no CUDA device here"
+        return "PyTorch finds no CUDA device"
     return None
 
 

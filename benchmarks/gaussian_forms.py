@@ -31,12 +31,12 @@ class ChannelGaussian(SapDetrSideDirectedGaussian):
     def forward(self, hidden_states, points, sides, extent, valid, map_size):
         """As [`SapDetrSideDirectedGaussian`], but its factors (B, H, N, 5) and (B or 1, 1, L, 5) in float32."""
         projected = self.proj(hidden_states)
-        centre, inverse_width = (part.transpose(1, 2) for part in self.place(projected, points, sides, extent))
-        rows, columns = (torch.arange(size, device=centre.device) + 0.5 - size / 2 for size in map_size)
+        center, inverse_width = (part.transpose(1, 2) for part in self.place(projected, points, sides, extent))
+        rows, columns = (torch.arange(size, device=center.device) + 0.5 - size / 2 for size in map_size)
         keys = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1).flatten(0, 1)  # (L, 2) x, y
         square = inverse_width.square() * -0.125  # (B, H, N, 2)
-        middle = torch.stack([centre.new_full((), size / 2) for size in reversed(map_size)])
-        line = -2 * square * (centre - middle)
+        middle = torch.stack([center.new_full((), size / 2) for size in reversed(map_size)])
+        line = -2 * square * (center - middle)
         mask = keys.new_zeros(1, 1, len(keys)) if valid is None else torch.where(valid.flatten(2), 0.0, FAR)
         key = torch.cat([keys.square() * SQUARE_SCALE, keys * LINE_SCALE], dim=-1).expand(len(mask), 1, -1, -1)
         query = torch.cat([square / SQUARE_SCALE, line / LINE_SCALE, torch.ones_like(square[..., :1])], dim=-1)
@@ -74,13 +74,13 @@ class FlexGaussian(SapDetrSideDirectedGaussian):
     def forward(self, hidden_states, points, sides, extent, valid, map_size):
         """As [`SapDetrSideDirectedGaussian`], but a `score_mod` of flex attention."""
         projected = self.proj(hidden_states)
-        centre, inverse_width = (part.transpose(1, 2) for part in self.place(projected, points, sides, extent))
-        (centre_x, centre_y), (inverse_x, inverse_y) = centre.unbind(-1), inverse_width.unbind(-1)  # (B, H, N) each
+        center, inverse_width = (part.transpose(1, 2) for part in self.place(projected, points, sides, extent))
+        (center_x, center_y), (inverse_x, inverse_y) = center.unbind(-1), inverse_width.unbind(-1)  # (B, H, N) each
         width, tokens = map_size[1], None if valid is None else valid.flatten(1)  # (B, L)
 
         def score_mod(score, image, head, query, token):
-            x = (token % width + 0.5 - centre_x[image, head, query]) * inverse_x[image, head, query]
-            y = (token // width + 0.5 - centre_y[image, head, query]) * inverse_y[image, head, query]
+            x = (token % width + 0.5 - center_x[image, head, query]) * inverse_x[image, head, query]
+            y = (token // width + 0.5 - center_y[image, head, query]) * inverse_y[image, head, query]
             score = score - (x * x + y * y) / 8
             return score if tokens is None else torch.where(tokens[image, token], score, float("-inf"))
 
@@ -141,10 +141,10 @@ def _attention_and_gradients(
     heads = config.decoder_attention_heads
     width = config.d_model // heads
     torch.manual_seed(0)
-    centre = torch.rand(2, 30, heads, 2) * torch.tensor(MAP_SIZE[::-1])  # (B, N, H, 2)
+    center = torch.rand(2, 30, heads, 2) * torch.tensor(MAP_SIZE[::-1])  # (B, N, H, 2)
     inverse_width = 0.2 + torch.rand(2, 30, heads, 2)
-    centre, inverse_width = (values.to(device).requires_grad_() for values in (centre, inverse_width))
-    gaussian.place = lambda *_: (centre, inverse_width)
+    center, inverse_width = (values.to(device).requires_grad_() for values in (center, inverse_width))
+    gaussian.place = lambda *_: (center, inverse_width)
     lengths = ((30, 2 * width), (MAP_SIZE[0] * MAP_SIZE[1], 2 * width), (MAP_SIZE[0] * MAP_SIZE[1], width))
     # Of bfloat16's values: the same in every precision
     states = [torch.randn(2, heads, *length).bfloat16().to(device, dtype) for length in lengths]
@@ -152,6 +152,6 @@ def _attention_and_gradients(
     bias = gaussian(states[0], None, None, None, None, MAP_SIZE)
     output, _ = attention.attend(*states, position_bias=bias)
     (output.float() * noise).sum().backward()
-    assert centre.grad is not None
+    assert center.grad is not None
     assert inverse_width.grad is not None
-    return output.detach().float(), centre.grad, inverse_width.grad
+    return output.detach().float(), center.grad, inverse_width.grad

@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     from .gpu_report import report
 
     if not args.dry_run and not torch.cuda.is_available():
-        print("error: PyTorch finds no CUDA device here: `--dry-run` runs all steps on the CPU", file=sys.stderr)
+        print("error: PyTorch finds no CUDA device: `--dry-run` runs all steps on the CPU", file=sys.stderr)
         return 2
     args.output.mkdir(parents=True, exist_ok=True)
     prefix = "dry_run" if args.dry_run else "gpu"

@@ -11,14 +11,14 @@ from sap_detr_hf.model.side_directed_gaussian import SapDetrCrossAttention, SapD
 
 
 class MaterialisedGaussian(SapDetrSideDirectedGaussian):
-    """The exponent from the differences of every query's centre and every token, (B, H, N, L, 2)."""
+    """The exponent from the differences of every query's center and every token, (B, H, N, L, 2)."""
 
     def forward(self, hidden_states, points, sides, extent, valid, map_size):
         """As [`SapDetrSideDirectedGaussian`]."""
-        centre, inverse_width = self.place(self.proj(hidden_states), points, sides, extent)  # (B, N, H, 2)
-        rows, columns = (torch.arange(size, device=centre.device, dtype=torch.float32) + 0.5 for size in map_size)
+        center, inverse_width = self.place(self.proj(hidden_states), points, sides, extent)  # (B, N, H, 2)
+        rows, columns = (torch.arange(size, device=center.device, dtype=torch.float32) + 0.5 for size in map_size)
         keys = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1).flatten(0, 1)  # (L, 2) x, y
-        difference = keys - centre.transpose(1, 2)[..., None, :]  # (B, H, N, L, 2)
+        difference = keys - center.transpose(1, 2)[..., None, :]  # (B, H, N, L, 2)
         scaled = difference * inverse_width.transpose(1, 2)[..., None, :]
         bias = -scaled.square().sum(-1) / 8  # (B, H, N, L)
         if valid is not None:

@@ -81,12 +81,12 @@ def draw_bars(measurements: list[Measurement]) -> plt.Figure:
     )
     seconds = [m.seconds for m in measurements]
     spread = [[m.seconds - m.seconds_low for m in measurements], [m.seconds_high - m.seconds for m in measurements]]
-    colours = ["tab:gray" if "detr-" in m.model and "sap" not in m.model else "tab:blue" for m in measurements]
-    axes[0, 0].barh(labels, seconds, xerr=spread, color=colours)
+    colors = ["tab:gray" if "detr-" in m.model and "sap" not in m.model else "tab:blue" for m in measurements]
+    axes[0, 0].barh(labels, seconds, xerr=spread, color=colors)
     axes[0, 0].set_xlabel(f"seconds for {measurements[0].batch_size} image(s)")
     axes[0, 0].invert_yaxis()
     if panels == 2:
-        axes[0, 1].barh(labels, [m.peak_mib for m in measurements], color=colours)
+        axes[0, 1].barh(labels, [m.peak_mib for m in measurements], color=colors)
         axes[0, 1].set_xlabel("peak memory beside the weights, MiB")
     return figure
 

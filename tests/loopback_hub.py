@@ -149,8 +149,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _api(self, words: list[str], body: bytes):
         if words == ["whoami-v2"]:
-            organisations, access = [{"name": "a-lab"}], {"accessToken": {"role": self.hub.role}}
-            return self._answer(200, {"type": "user", "name": "someone", "orgs": organisations, "auth": access})
+            organizations, access = [{"name": "a-lab"}], {"accessToken": {"role": self.hub.role}}
+            return self._answer(200, {"type": "user", "name": "someone", "orgs": organizations, "auth": access})
         if words == ["validate-yaml"]:
             return self._answer(200, {"warnings": [], "errors": []})
         if words == ["repos", "create"]:

@@ -194,10 +194,10 @@ class _Released:
         offset, scale = self.mlp(name, states, 3).unflatten(-1, (2, self.heads, 2)).unbind(2)  # (B, N, H, 2)
         offset = offset.tanh()
         reach = torch.where(offset > 0, sides[:, :, None, 2:], sides[:, :, None, :2])
-        centre = (points[:, :, None] + offset * reach) * map_size
+        center = (points[:, :, None] + offset * reach) * map_size
         y, x = torch.meshgrid(torch.arange(size[0]), torch.arange(size[1]), indexing="ij")
         keys = torch.stack([x, y], dim=-1).flatten(0, 1) + 0.5  # (L, 2)
-        difference = (keys - centre[:, :, :, None]) * scale[:, :, :, None]  # (B, N, H, L, 2)
+        difference = (keys - center[:, :, :, None]) * scale[:, :, :, None]  # (B, N, H, L, 2)
         return -difference.square().sum(-1).transpose(1, 2) / 8
 
 

@@ -95,8 +95,8 @@ def reference_labels(name: str) -> list[dict[str, torch.Tensor]]:
     labels = []
     for n in meta["ns"]:
         size = rng.uniform(0.05, 0.5, (n, 2))
-        centre = rng.uniform(0, 1, (n, 2)) * (1 - size) + size / 2
+        center = rng.uniform(0, 1, (n, 2)) * (1 - size) + size / 2
         classes = rng.integers(1, 91, n)
-        boxes = torch.from_numpy(np.concatenate([centre, size], axis=1)).float()
+        boxes = torch.from_numpy(np.concatenate([center, size], axis=1)).float()
         labels.append({"class_labels": torch.from_numpy(classes), "boxes": boxes})
     return labels

@@ -54,8 +54,8 @@ def test_different_names_give_different_pictures():
     """Missing letters would all look alike."""
     image = Image.new("RGB", (200, 100))
     pictures = {draw_detections(image, [[20, 40, 90, 90]], [name]).tobytes() for name in ("щука", "окунь")}
-    colourless = {draw_detections(image, [[20, 40, 90, 90]], ["щ" * 3 + end]).tobytes() for end in ("ю", "я")}
-    assert len(pictures) == len(colourless) == 2
+    colorless = {draw_detections(image, [[20, 40, 90, 90]], ["щ" * 3 + end]).tobytes() for end in ("ю", "я")}
+    assert len(pictures) == len(colorless) == 2
 
 
 def test_figures_draw_a_name_as_it_stands():

@@ -1,4 +1,4 @@
-"""What only a GPU can show: the same numbers, no hidden synchronisation, one graph, the Gaussian's other forms."""
+"""What only a GPU can show: the same numbers, no hidden synchronization, one graph, the Gaussian's other forms."""
 
 import copy
 import subprocess

@@ -135,7 +135,10 @@ def test_backbone_of_contributing_can_be_trained():
     assert any(parameter.grad is not None for parameter in model.model.backbone.parameters())
 
 
-@pytest.mark.parametrize("guide", [*GUIDES, "CONTRIBUTING.md"])
+@pytest.mark.parametrize(
+    "guide",
+    [*GUIDES, "CONTRIBUTING.md", "README.md", "docs/architecture.md", "docs/benchmarks.md", "docs/distributed.md"],
+)
 def test_files_and_links_exist(guide):
     text = (ROOT / guide).read_text()
     for path in set(re.findall(r"(?<![\w/])((?:recipes|scripts|docs|tests|src)/[\w./-]*\w)", text)):
@@ -147,3 +150,15 @@ def test_files_and_links_exist(guide):
         headings = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
         anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
         assert not anchor or anchor in anchors, link
+
+
+def test_architecture_names_files_that_exist():
+    """Every file and folder that the drawing and the table name exists, and every folder of the package is named."""
+    package, text = ROOT / "src" / "sap_detr_hf", (ROOT / "docs" / "architecture.md").read_text()
+    named = set(re.findall(r"(?<![\w/.])((?:\w+/)+(?:\w+\.\w+)?)", text)) - {"src/sap_detr_hf/"}
+    assert len(named) > 30
+    assert [
+        path for path in sorted(named) if not any((base / path).exists() for base in (package, ROOT, ROOT / "src"))
+    ] == []
+    folders = {path.name for path in package.iterdir() if path.is_dir() and not path.name.startswith("_")}
+    assert folders - {path.split("/")[0] for path in named} == {"demo", "recipes"}

@@ -60,9 +60,9 @@ def tiny_labels(counts=(3, 1), num_labels: int = 6, seed: int = 0) -> list[dict[
     labels = []
     for i, n in enumerate(counts):
         size = 0.1 + 0.4 * torch.rand(n, 2, generator=generator)
-        centre = size / 2 + torch.rand(n, 2, generator=generator) * (1 - size)
+        center = size / 2 + torch.rand(n, 2, generator=generator) * (1 - size)
         classes = torch.randint(0, num_labels, (n,), generator=generator)
         labels.append(
-            {"image_id": torch.tensor([100 + i]), "class_labels": classes, "boxes": torch.cat([centre, size], 1)}
+            {"image_id": torch.tensor([100 + i]), "class_labels": classes, "boxes": torch.cat([center, size], 1)}
         )
     return labels

@@ -1,5 +1,5 @@
 # Copyright 2026 The sap_detr_hf authors. Licensed under the Apache License, Version 2.0.
-"""The command `sap-detr VERB ...`: reads the arguments, then loads and runs the verb's module of `sap_detr_hf.cli`."""
+"""The command `sap-detr VERB ...`: parse the arguments, then import and run the verb's module in `sap_detr_hf.cli`."""
 
 import importlib
 import os
@@ -47,8 +47,8 @@ VERBS: dict[str, type[Settings]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line and return its exit code: 0 done, 1 failed, 2 for arguments or inputs of no use."""
-    for stream in (sys.stdout, sys.stderr):  # a name that the console cannot show must not end a run
+    """Run a command line and return its exit code: 0 success, 1 failure, 2 invalid arguments or inputs."""
+    for stream in (sys.stdout, sys.stderr):  # a class name that the console cannot encode must not abort training
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     name, *words = list(sys.argv[1:] if argv is None else argv) or [""]
@@ -74,12 +74,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def verb(name: str) -> Callable[..., int]:
-    """`main` of one verb alone, for the files of `scripts/`."""
+    """Return the `main` function of one verb, for the files in `scripts/`."""
     return lambda argv=None: main([name, *(sys.argv[1:] if argv is None else argv)])
 
 
 def fail(reason: object, code: int) -> int:
-    """Print one sentence, once on each of several machines, and return the exit code."""
+    """Print one error message per machine and return the exit code."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"error: {reason}", file=sys.stderr, flush=True)
     return code

@@ -1,7 +1,8 @@
 # Copyright 2026 The sap_detr_hf authors. Licensed under the Apache License, Version 2.0.
 """Command lines from dataclasses whose fields are `Annotated[type, "reason", ARGUMENT or a Limit, ...]`.
 
-On argparse alone: a parser library would still need the recipes, the texts that stay as they are, and the messages.
+Only argparse is used: with a parser library, we would still need our own code for recipes, unchanged text values
+(`007`, `on`) and error messages.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, dataclass
 from typing import Any, Literal, TypeVar
 
-ARGUMENT = object()  # in a field's annotation: given by its place on the command line, not as `--name`
+ARGUMENT = object()  # in a field's annotation: a positional argument, not `--name`
 TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 READERS: dict[Any, Callable[[str], Any]] = {int: int, float: float, bool: lambda text: TRUTH[text.lower()]}
 WORDS = {
@@ -32,7 +33,7 @@ WORDS = {
 
 @dataclass(frozen=True)
 class Limit:
-    """The values that a field may have, in words and as a condition."""
+    """A condition on a field's value, and its description for the error message."""
 
     words: str
     holds: Callable[[Any], bool]
@@ -45,16 +46,16 @@ FRACTION = Limit("between 0 and 1", lambda value: 0 <= value <= 1)
 
 
 class Settings:
-    """Base of the dataclasses: checks every field's type and limits.
+    """Base of the settings dataclasses; checks the type and limits of every field.
 
     Raises:
         ValueError: a value of the wrong type or out of range; the message names the field.
     """
 
-    takes_recipe = False  # whether the command line begins with a recipe
-    extra = "train"  # of the package, with what the verb needs
+    takes_recipe = False  # whether the first argument may be a recipe
+    extra = "train"  # the extra of the package (pyproject.toml) that the verb needs
     command: str | None = None  # the command line that the settings were read from
-    given: frozenset[str] | None = None  # names of what it sets, itself or by its recipe
+    given: frozenset[str] | None = None  # names of the settings given on the command line or in the recipe
 
     def __post_init__(self):
         for option in options(type(self)):
@@ -66,7 +67,7 @@ AnySettings = TypeVar("AnySettings", bound=Settings)
 
 @dataclass(frozen=True)
 class Option:
-    """A field of settings; `kind` is its type without None."""
+    """A field of a settings dataclass; `kind` is its type without None."""
 
     name: str
     kind: Any
@@ -77,25 +78,25 @@ class Option:
 
     @property
     def spelling(self) -> str:
-        """As on the command line."""
+        """The name on the command line."""
         return self.name if ARGUMENT in self.marks else "--" + self.name.replace("_", "-")
 
     @property
     def usage(self) -> str:
-        """As in a command's first line of help."""
+        """The option in the usage line of `--help`."""
         many = " ..." * (typing.get_origin(self.kind) is list)
         return f"{'' if ARGUMENT in self.marks else self.spelling + ' '}{self.name.upper()}{many}"
 
     @property
     def is_mapping(self) -> bool:
-        """Whether it holds values by name."""
+        """Whether the value is a mapping."""
         return typing.get_origin(self.kind) is dict
 
     def checked(self, value: Any) -> Any:
-        """`value` as the field's type; a text is read as a number, truth value, list or mapping where it must be one.
+        """Return `value` as the field's type; a text is parsed as a number, truth value, list or mapping if needed.
 
         Raises:
-            ValueError: it is none, or out of range.
+            ValueError: the value has another type or is out of range.
         """
         if self.optional and value in (None, ""):
             return None
@@ -106,46 +107,46 @@ class Option:
         return value
 
     def from_words(self, words: Any) -> Any:
-        """What the command line says: a text as it stands, `null` for empty, several words or `[a, b]` for a list."""
+        """Return a value from the command line: text unchanged, `null` as None, a list as several words or `[a, b]`."""
         if isinstance(words, list) and len(words) == 1 and words[0].startswith("[") and ARGUMENT not in self.marks:
             return words[0]
         return None if self.optional and words == "null" else words
 
 
 def options(settings: type[Settings]) -> list[Option]:
-    """The fields of a dataclass of settings."""
+    """Return the fields of a settings dataclass."""
     hints = typing.get_type_hints(settings, include_extras=True)
     return [_option(field, hints[field.name]) for field in dataclasses.fields(settings)]  # type: ignore[arg-type]
 
 
 def description(settings: type[Settings]) -> str:
-    """What a verb does: the docstring of its settings' module."""
+    """Return the description of a verb: the docstring of its settings module."""
     return (sys.modules[settings.__module__].__doc__ or "").strip()
 
 
 def nearest(name: str, names: Iterable[str], program: str) -> str:
-    """Advice for a name that does not exist."""
+    """Suggest the most similar name for an unknown one."""
     close = difflib.get_close_matches(name, list(names), n=1)
     return f"the nearest one is `{close[0]}`" if close else f"`{program} --help` lists them"
 
 
 def check_known(name: str, settings: type[Settings], where: str, program: str) -> None:
-    """Refuse a name that is none of the settings, and name the nearest one.
+    """Raise an error for an unknown setting and suggest the most similar one.
 
     Raises:
-        ValueError: for such a name.
+        ValueError: the name is unknown.
     """
     names = [option.name for option in options(settings)]
     if name not in names:
-        raise ValueError(f"{where} sets `{name}`, which is no setting: {nearest(name, names, program)}.")
+        raise ValueError(f"{where} sets `{name}`, which is not a setting: {nearest(name, names, program)}.")
 
 
 def parse(settings: type[AnySettings], words: Sequence[str], program: str = "sap-detr") -> AnySettings:
-    """Settings of a command line; after `--help`, the process ends. The command line wins over a recipe.
+    """Parse a command line into settings. The command line overrides the recipe; `--help` exits.
 
     Raises:
-        ValueError: unknown names, missing arguments, values of the wrong type, or that do not fit together.
-        OSError: there is no such recipe.
+        ValueError: unknown names, missing arguments, values of the wrong type, or values that contradict each other.
+        OSError: the recipe does not exist.
     """
     known = {option.name: option for option in options(settings)}
     required = [option.usage for option in known.values() if option.default is MISSING]
@@ -158,7 +159,9 @@ def parse(settings: type[AnySettings], words: Sequence[str], program: str = "sap
         allow_abbrev=False,
     )
     if settings.takes_recipe:
-        parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="name of `sap-detr recipes`, or a YAML file")
+        parser.add_argument(
+            "recipe", nargs="?", metavar="RECIPE", help="a name listed by `sap-detr recipes`, or a YAML file"
+        )
     for option in known.values():
         _add(parser, option)
     given = vars(parser.parse_intermixed_args(_spelled(words, settings, program)))
@@ -198,7 +201,7 @@ def _add(parser: argparse.ArgumentParser, option: Option) -> None:
 
 
 def _spelled(words: Sequence[str], settings: type[Settings], program: str) -> list[str]:
-    """The command line with `-` in names, and with `--x` or `--no-x` for the flags `--x true` and `--x=false`."""
+    """Normalize a command line: `-` instead of `_` in option names, `--x true` to `--x`, `--x=false` to `--no-x`."""
     flags = {option.spelling: option for option in options(settings) if option.kind is bool}
     result: list[str] = []
     rest = list(words)

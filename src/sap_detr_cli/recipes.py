@@ -1,5 +1,5 @@
 # Copyright 2026 The sap_detr_hf authors. Licensed under the Apache License, Version 2.0.
-"""The YAML recipes in the package: finding, listing, copying and reading them."""
+"""Find, list, copy and read the YAML recipes of the package."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,25 +11,25 @@ from .settings.train import TrainingSettings
 
 
 def recipe_folder() -> Path:
-    """Where the recipes lie; finding it does not import `sap_detr_hf`."""
-    spec = find_spec("sap_detr_hf")
+    """Return the folder of the recipes."""
+    spec = find_spec("sap_detr_hf")  # an import would load torch
     assert spec is not None
     assert spec.submodule_search_locations is not None
     return Path(spec.submodule_search_locations[0]) / "recipes"
 
 
 def recipe_files() -> dict[str, Path]:
-    """The recipes by name, then what a launcher needs as `accelerate/NAME`."""
+    """Return the recipes by name, then the files for Accelerate and SLURM as `accelerate/NAME`."""
     folder = recipe_folder()
     paths = [path for pattern in ("*.yaml", "*/*.yaml", "*/*.sh") for path in sorted(folder.glob(pattern))]
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
 
 
 def recipe_file(name: str | Path) -> Path:
-    """The recipe of a name, or a file.
+    """Return the path of a recipe, given its name or a file.
 
     Raises:
-        FileNotFoundError: there is neither; the message says which there are.
+        FileNotFoundError: neither exists; the message lists the recipes.
     """
     files = recipe_files()
     if str(name) in files:
@@ -37,19 +37,19 @@ def recipe_file(name: str | Path) -> Path:
     if Path(name).is_file():
         return Path(name)
     known = ", ".join(recipe for recipe in files if "/" not in recipe)
-    raise FileNotFoundError(f"{name} is no file, nor one of the recipes {known}.")
+    raise FileNotFoundError(f"{name} is neither a file nor one of the recipes {known}.")
 
 
 def read_recipe(name: str | Path, settings: type[Settings] = TrainingSettings) -> dict[str, Any]:
-    """The values of a YAML recipe, by the name of their setting.
+    """Read a YAML recipe into a dictionary from setting to value.
 
     Args:
-        name: of a recipe of the package, or a file.
-        settings: whose recipe it is.
+        name: Name of a recipe of the package, or a file.
+        settings: Dataclass that the recipe is for.
 
     Raises:
-        OSError: there is no such recipe.
-        ValueError: not a YAML mapping, a wrong value, or an unknown key (the message names the nearest known one).
+        OSError: the recipe does not exist.
+        ValueError: not a YAML mapping, a wrong value, or an unknown key (the message suggests the most similar one).
     """
     from yaml import YAMLError
 
@@ -73,7 +73,7 @@ def read_recipe(name: str | Path, settings: type[Settings] = TrainingSettings) -
 
 
 def run(settings: RecipesSettings) -> int:
-    """List the recipes, or copy one; an existing file stays as it is."""
+    """List the recipes, or copy one; an existing file is never overwritten."""
     if settings.action == "list":
         files = recipe_files()
         width = max(map(len, files)) + 2

@@ -1,5 +1,5 @@
 # Copyright 2026 The sap_detr_hf authors. Licensed under the Apache License, Version 2.0.
-"""Settings in YAML: words as they are written, whatever YAML 1.1 makes of `007`, `on`, `12:30` or `2024-05-01`."""
+"""Settings in YAML. Text such as `007`, `on`, `12:30` or `2024-05-01` stays text, unlike in YAML 1.1."""
 
 import re
 from typing import Any
@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$")
-PLAIN = {  # the plain scalars of YAML 1.2 that are no text; what begins with one of the characters is compared
+PLAIN = {  # scalars of YAML 1.2 that are not text: pattern, and first characters for which PyYAML tries the pattern
     "null": (re.compile(r"(null|~|)$"), ["n", "~", ""]),
     "bool": (re.compile(r"(true|false)$", re.IGNORECASE), list("tfTF")),
     "int": (re.compile(r"[-+]?[0-9]+$"), list("-+0123456789")),
@@ -20,25 +20,25 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes texts that YAML 1.1 or 1.2 would read as something else."""
+    """Quotes text that a YAML 1.1 or 1.2 parser would not read as text."""
 
 
 for _name, (_pattern, _first) in PLAIN.items():
     for _class in (_Loader, _Dumper):
         _class.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", _pattern, _first)
-_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))  # 010 is ten
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))  # PyYAML would read 010 as octal
 
 
 def read_mapping(source: str, mappings: set[str]) -> list[tuple[str, Any]]:
-    """Keys and values of a YAML mapping, each value as its text, None, or a list of such.
+    """Return keys and values of a YAML mapping; each value is text, None, or a list of these.
 
     Args:
-        source: the YAML.
-        mappings: keys whose values are not texts but what YAML makes of them.
+        source: The YAML text.
+        mappings: Keys whose values are parsed by YAML instead of kept as text.
 
     Raises:
-        yaml.YAMLError: it is no YAML.
-        ValueError: it is no mapping, or holds what YAML does not take as it is written.
+        yaml.YAMLError: `source` is not valid YAML.
+        ValueError: `source` is not a mapping, or an unquoted value has a special meaning in YAML.
     """
     loader = _Loader(source)
     node = loader.get_single_node()
@@ -52,15 +52,15 @@ def read_mapping(source: str, mappings: set[str]) -> list[tuple[str, Any]]:
 
 
 def yaml_value(name: str, source: str, texts: bool) -> Any:
-    """The value of one setting that is a list or a mapping.
+    """Parse the value of a setting that is a list or a mapping.
 
     Args:
-        name: of the setting, for the message.
-        source: its YAML.
-        texts: leave what it lists as texts.
+        name: Name of the setting, for the error message.
+        source: The value as YAML.
+        texts: Keep the items of a list as text.
 
     Raises:
-        ValueError: it cannot be read.
+        ValueError: `source` is not valid YAML.
     """
     loader = _Loader(source)
     try:
@@ -73,7 +73,7 @@ def yaml_value(name: str, source: str, texts: bool) -> Any:
 
 
 def to_yaml(values: dict[str, Any]) -> str:
-    """Settings as YAML, which `read_mapping` reads as the same values."""
+    """Return settings as YAML that `read_mapping` reads back unchanged."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The sap_detr_hf authors. Licensed under the Apache License, Version 2.0.
-"""Processes of one run fail together or not at all: a process that fails alone leaves the others waiting."""
+"""Make all processes of a run fail together: if only one fails, the others wait for it in the next collective call."""
 
 import gc
 import os
@@ -15,7 +15,7 @@ from accelerate.utils import gather_object
 
 @contextmanager
 def all_processes_together() -> Iterator[None]:
-    """Run a block on every process; where it fails on any, all of them raise the first failure's message.
+    """Run a block on every process; if it fails on any process, all of them raise the first error.
 
     Raises:
         ValueError: the block raised a ValueError or OSError on some process.
@@ -67,7 +67,7 @@ def connection_error(error: RuntimeError) -> str | None:
 
 
 def end_processes() -> None:
-    """Leave the process group, when all processes have done their work; nothing to do for a single process.
+    """Leave the process group when all processes are done; does nothing for a single process.
 
     Call it after the DDP model is gone: the threads of NCCL and Gloo live as long as anything references the process
     group, and a process that exits while they run is aborted.
@@ -79,7 +79,7 @@ def end_processes() -> None:
 
 
 def one_sentence(error: BaseException) -> str:
-    """Return the message of an error; of one that a loader's worker process passed on, its last line without class."""
+    """Return the message of an error; for an error from a data loader worker, its last line without the class."""
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
     if not lines:
         return type(error).__name__

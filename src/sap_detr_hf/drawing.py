@@ -1,4 +1,4 @@
-"""Pictures with boxes, names and points drawn on them, and sheets of several pictures."""
+"""Draw boxes, class names and points on images, and arrange images on a contact sheet."""
 
 import colorsys
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ def draw_detections(
     points: Any = None,
     least_side: int = 0,
 ) -> Image.Image:
-    """A copy of the image with boxes, names and points; each name has its own colour, the same in every picture.
+    """A copy of the image with boxes, names and points; each name has its own color, the same in every image.
 
     Args:
         image: Any mode; the result is RGB.
@@ -50,17 +50,17 @@ def draw_detections(
     thickness = max(2, round(min(picture.size) / 250))
     # Large boxes first, so that small ones stay visible; of equals the first, usually the best, comes last.
     for index in sorted(range(len(corners)), key=lambda index: (-_area(corners[index]), -index)):
-        _draw_box(draw, corners[index], label_colour(labels[index]), thickness)
+        _draw_box(draw, corners[index], label_color(labels[index]), thickness)
     for index, box in reversed(list(enumerate(corners))):
         text = labels[index] if score_list is None else f"{labels[index]}: {score_list[index]:.2f}"
-        _draw_name(draw, box, text, label_colour(labels[index]))
+        _draw_name(draw, box, text, label_color(labels[index]))
     for index, point in reversed(list(enumerate(point_list or []))):
-        _draw_point(draw, point, label_colour(labels[index]), radius=2 * thickness)
+        _draw_point(draw, point, label_color(labels[index]), radius=2 * thickness)
     return picture
 
 
 def draw_sample(sample: dict[str, Any], id2label: dict[int, str], image_processor: Any) -> Image.Image:
-    """A training sample as a picture: pixels as they were before the image processor, boxes from its labels.
+    """A training sample as an image: pixels as they were before the image processor, boxes from its labels.
 
     Args:
         sample: `pixel_values` (3, height, width) and `labels` with `class_labels` (n,) and `boxes` (n, 4) cx, cy, w, h
@@ -84,7 +84,7 @@ def draw_sample(sample: dict[str, Any], id2label: dict[int, str], image_processo
 def contact_sheet(
     pictures: Sequence[Image.Image], columns: int = 4, cell: tuple[int, int] | None = None, gap: int = 6
 ) -> Image.Image:
-    """One picture of all pictures, row by row, each fitted into a cell and centred.
+    """Arrange images on a contact sheet, row by row, each fitted into a cell and centered.
 
     Args:
         pictures: At least one.
@@ -93,10 +93,10 @@ def contact_sheet(
         gap: Pixels between cells.
 
     Raises:
-        ValueError: There are no pictures.
+        ValueError: `pictures` is empty.
     """
     if not pictures:
-        raise ValueError("A contact sheet needs at least one picture.")
+        raise ValueError("A contact sheet needs at least one image.")
     width, height = cell or (max(p.width for p in pictures), max(p.height for p in pictures))
     columns = min(columns, len(pictures))
     rows = -(-len(pictures) // columns)
@@ -113,11 +113,11 @@ def contact_sheet(
 
 
 @lru_cache(maxsize=1024)
-def label_colour(label: str) -> tuple[int, int, int]:
-    """A bright colour that depends on the name alone, RGB 0..255."""
+def label_color(label: str) -> tuple[int, int, int]:
+    """A bright color that depends on the name alone, RGB 0..255."""
     # Python's own hash differs from process to process.
     number = sum(ord(letter) * 29**place for place, letter in enumerate(label))
-    hue = number * 0.618033988749895 % 1  # golden ratio: neighbouring numbers get distant hues
+    hue = number * 0.618033988749895 % 1  # golden ratio: neighboring numbers get distant hues
     red, green, blue = colorsys.hsv_to_rgb(hue, 0.85, (0.95, 0.65)[number % 2])
     return round(255 * red), round(255 * green), round(255 * blue)
 
@@ -134,27 +134,27 @@ def _ordered(box: Sequence[float]) -> tuple[float, float, float, float]:
     return min(box[0], box[2]), min(box[1], box[3]), max(box[0], box[2]), max(box[1], box[3])
 
 
-def _draw_box(draw: ImageDraw.ImageDraw, box: Sequence[float], colour: tuple[int, int, int], thickness: int) -> None:
+def _draw_box(draw: ImageDraw.ImageDraw, box: Sequence[float], color: tuple[int, int, int], thickness: int) -> None:
     left, top, right, bottom = _ordered(box)
-    # A thin dark rim keeps the box visible on a background of its own colour.
+    # A thin dark rim keeps the box visible on a background of its own color.
     draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=(0, 0, 0), width=1)
-    draw.rectangle((left, top, right, bottom), outline=colour, width=thickness)
+    draw.rectangle((left, top, right, bottom), outline=color, width=thickness)
 
 
-def _draw_name(draw: ImageDraw.ImageDraw, box: Sequence[float], text: str, colour: tuple[int, int, int]) -> None:
+def _draw_name(draw: ImageDraw.ImageDraw, box: Sequence[float], text: str, color: tuple[int, int, int]) -> None:
     width, height = draw.im.size
     font, text = label_font(text, size=max(9, min(width, height) // 24))
     left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
     text_width, text_height = right - left + 4, bottom - top + 4
     x = max(0, min(box[0], width - text_width))
     y = box[1] - text_height if box[1] >= text_height else min(max(0, box[3]), height - text_height)
-    draw.rectangle((x, y, x + text_width, y + text_height), fill=colour)
-    dark = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] < 140
+    draw.rectangle((x, y, x + text_width, y + text_height), fill=color)
+    dark = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] < 140
     draw.text((x + 2 - left, y + 2 - top), text, font=font, fill="white" if dark else "black")
 
 
-def _draw_point(draw: ImageDraw.ImageDraw, point: Sequence[float], colour: tuple[int, int, int], radius: int) -> None:
+def _draw_point(draw: ImageDraw.ImageDraw, point: Sequence[float], color: tuple[int, int, int], radius: int) -> None:
     x, y = point
     draw.ellipse((x - radius - 2, y - radius - 2, x + radius + 2, y + radius + 2), fill="black")
     draw.ellipse((x - radius - 1, y - radius - 1, x + radius + 1, y + radius + 1), fill="white")
-    draw.ellipse((x - radius + 1, y - radius + 1, x + radius - 1, y + radius - 1), fill=colour)
+    draw.ellipse((x - radius + 1, y - radius + 1, x + radius - 1, y + radius - 1), fill=color)

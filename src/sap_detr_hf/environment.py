@@ -1,4 +1,4 @@
-"""The hardware, the versions and the settings that a measurement was made with, for its readers."""
+"""Describe the hardware, versions and settings of a measurement."""
 
 import os
 import platform

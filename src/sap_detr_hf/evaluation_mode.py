@@ -1,4 +1,4 @@
-"""A model in evaluation mode for a while."""
+"""Switch a model to evaluation mode temporarily."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

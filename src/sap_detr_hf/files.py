@@ -1,4 +1,4 @@
-"""Files that appear when they are complete, and the folder that a command writes its results to."""
+"""Write files atomically, and prepare the output folder of a command."""
 
 import os
 import shutil

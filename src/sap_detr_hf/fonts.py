@@ -1,4 +1,4 @@
-"""A font that has the letters of a class name: Pillow's own for Western European, others where they are installed."""
+"""Find a font with all letters of a class name: Pillow's own for Western European, otherwise an installed one."""
 
 import importlib.util
 import sys

@@ -1,4 +1,4 @@
-"""Parts of messages for users."""
+"""Parts of user-facing messages."""
 
 
 def first_line(error: object) -> str:

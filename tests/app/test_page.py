@@ -260,7 +260,7 @@ def test_script_refuses_in_one_sentence(model_dir, tmp_path, capsys):
 
 def test_license_without_a_space_is_refused(capsys):
     assert load_script("app").main(["some/model", "--license", "mit"]) == 2
-    assert "belongs to --export-space" in capsys.readouterr().err
+    assert "only works with --export-space" in capsys.readouterr().err
 
 
 def test_script_serves_with_its_arguments(monkeypatch, tmp_path):

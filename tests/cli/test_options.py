@@ -93,10 +93,10 @@ def test_texts_stay_as_they_stand(text):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--cuont", "3"], "The command line sets `cuont`, which is no setting: the nearest one is `count`."),
+        (["--cuont", "3"], "The command line sets `cuont`, which is not a setting: the nearest one is `count`."),
         (["--box_formt=xyxy"], "nearest one is `box_format`"),
         (["--zzzzzz"], "`sap-detr sample --help` lists them"),
-        (["--no-count"], "`no_count`, which is no setting"),
+        (["--no-count"], "`no_count`, which is not a setting"),
         (["--count", "many"], "`count` = 'many' must be a whole number."),
         (["--count", "1.5"], "must be a whole number"),
         (["--count", "12:30"], "must be a whole number"),

@@ -108,7 +108,10 @@ def test_command_line_wins_over_recipe_and_values_are_typed(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([*NEEDED, "--learning_rat", "1"], "`learning_rat`, which is no setting: the nearest one is `learning_rate`"),
+        (
+            [*NEEDED, "--learning_rat", "1"],
+            "`learning_rat`, which is not a setting: the nearest one is `learning_rate`",
+        ),
         ([*NEEDED, "--epoch=1"], "the nearest one is `epochs`"),
         ([*NEEDED, "more"], None),
         ([*NEEDED, "--epochs", "many"], "`epochs` = 'many' must be a whole number"),
@@ -124,7 +127,7 @@ def test_command_line_wins_over_recipe_and_values_are_typed(tmp_path):
         ([*NEEDED, "--gradient_clip", "0"], "above 0"),
         ([*NEEDED, "--model", "x"], "not model and variant"),
         (["--data", "coco"], "not none of them"),
-        (["--variant", "r50"], "Name the training data"),
+        (["--variant", "r50"], "Give the training data"),
     ],
 )
 def test_wrong_command_lines_are_named(arguments, message):
@@ -135,7 +138,7 @@ def test_wrong_command_lines_are_named(arguments, message):
 def test_wrong_recipes_are_named(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     for text, message in [
-        ("lerning_rate: 1", "`lerning_rate`, which is no setting: the nearest one is `learning_rate`"),
+        ("lerning_rate: 1", "`lerning_rate`, which is not a setting: the nearest one is `learning_rate`"),
         ("- a", "must hold `setting: value` lines"),
         ("a: [", "not valid YAML"),
     ]:
@@ -156,7 +159,7 @@ def test_effective_batch_is_checked():
 
 
 def test_one_coco_file_is_not_training_and_validation_data():
-    with pytest.raises(ValueError, match="name `val_annotations`"):
+    with pytest.raises(ValueError, match="give `val_annotations`"):
         TrainingSettings(variant="r50", data="train.json")
     TrainingSettings(variant="r50", data="train.json", evaluation_epochs=0)
     TrainingSettings(variant="r50", data="train.json", val_annotations="val.json")
@@ -227,7 +230,9 @@ def test_recipe_by_name_or_file(tmp_path, monkeypatch):
     assert parse(TrainingSettings, ["mine.yaml", "--epochs", "3"]).data == "coco"
     assert parse(TrainingSettings, ["--epochs", "3", "finetune", "--model", "m", "--data", "d"]).ema_decay == 0.999
     for name in ("fintune", "finetune.yaml", "recipes/finetune.yaml"):
-        with pytest.raises(FileNotFoundError, match=f"{name} is no file, nor one of the recipes bccd, .*finetune"):
+        with pytest.raises(
+            FileNotFoundError, match=f"{name} is neither a file nor one of the recipes bccd, .*finetune"
+        ):
             read_recipe(name)
 
 
@@ -251,9 +256,9 @@ def test_verb_lists_and_copies(tmp_path, monkeypatch, capsys):
     assert main(["recipes", "copy", "demo", "folder"]) == 0
     assert Path("folder/demo.yaml").exists()
     for words, message in (
-        (["copy"], "Name the recipe to copy"),
+        (["copy"], "Give the name of the recipe to copy"),
         (["copy", "fine"], "nor one of the recipes"),
-        (["list", "finetune"], "Name the recipe to copy"),
+        (["list", "finetune"], "Give the name of the recipe to copy"),
         (["cpy", "finetune"], "must be one of list, copy"),
         (["copy", "demo", "no/such/folder/demo.yaml"], "No such file"),
     ):

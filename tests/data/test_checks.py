@@ -117,7 +117,9 @@ def test_script_compares_the_splits(tmp_path, check_data, capsys):
     assert check_data([str(tmp_path), "--fast", "--json", str(tmp_path / "new" / "report.json")]) == 1
     printed = capsys.readouterr().out
     assert f'{tmp_path}, split "train"' in printed
-    assert 'error: category 1 is "dog" in "val" but "cat" in "train": the same ids must mean the same' in printed
+    assert (
+        'error: category 1 is "dog" in "val" but "cat" in "train": all splits must use the same category ids' in printed
+    )
     assert 'error: category 5 ("eel") of "val" is not in "train"' in printed
     assert len(json.loads((tmp_path / "new" / "report.json").read_text())["category_conflicts"]) == 3
 
@@ -214,7 +216,7 @@ def test_script_compares_with_a_model(tmp_path, check_data, capsys):
     assert 'warning: Category 4 is "dog"' in capsys.readouterr().out
     assert check_data([*arguments, str(tmp_path / "bad"), "--strict"]) == 1
     assert check_data([*arguments, "no/such/model"]) == 2
-    assert "no/such/model is no model directory here" in capsys.readouterr().err
+    assert "no/such/model is not a local model directory" in capsys.readouterr().err
     assert "cow" in json.loads((tmp_path / "r.json").read_text())["model_mismatches"][0]
 
 

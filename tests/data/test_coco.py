@@ -159,7 +159,7 @@ def test_image_ids_are_all_numbers_or_all_text(tmp_path):
         ({"categories": [{"id": 1, "name": "a\nb"}]}, "line break in a category name"),
         ({"images": [{"id": 1, "file_name": "a", "width": 9}]}, "image without size"),
         ({"images": [{"id": 1, "width": 9, "height": 9}]}, "image without file name"),
-        ({"images": [{"id": 1, "file_name": "\udcff", "width": 9, "height": 9}]}, "file name that is no text"),
+        ({"images": [{"id": 1, "file_name": "\udcff", "width": 9, "height": 9}]}, "file name that is not text"),
         ({"annotations": [{"image_id": 5, "category_id": 1, "bbox": [1, 1, 2, 2]}]}, "annotation without image"),
         ({"annotations": ["a"]}, "malformed annotation"),
     ],

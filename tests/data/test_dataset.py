@@ -213,7 +213,7 @@ def test_what_is_not_there(coco_folder, tmp_path):
         load_detection_data(tmp_path / "gone.json")
     with pytest.raises(FileNotFoundError, match="looked for /no/such/folder"):
         load_detection_data(coco_folder, images="/no/such/folder")
-    with pytest.raises(FileNotFoundError, match="is no folder here, and cannot be loaded from the Hub"):
+    with pytest.raises(FileNotFoundError, match="is not a local folder and cannot be loaded from the Hub"):
         load_detection_data("nobody/no-such-data-set")
     with pytest.raises(ValueError, match='not "coco80"'):
         load_detection_data(coco_folder, categories="coco80")

@@ -433,12 +433,12 @@ def test_files_without_partner_are_reported(tmp_path):
     yolo, voc = yolo_set(tmp_path / "yolo"), roboflow_voc(tmp_path / "voc")
     write(yolo / "labels" / "train" / "gone.txt", "0 0.5 0.5 0.1 0.1")
     write(yolo / "labels" / "train" / "classes.txt", "cat\n")
-    write_image(voc / "train" / "unlabelled.png", (32, 32))
+    write_image(voc / "train" / "unlabeled.png", (32, 32))
     assert load_detection_data(yolo).findings.examples == {
         "annotation without image": [str(yolo / "labels" / "train" / "gone.txt")]
     }
     assert load_detection_data(voc).findings.examples == {
-        "image without label file": [str(voc / "train" / "unlabelled.png")]
+        "image without label file": [str(voc / "train" / "unlabeled.png")]
     }
 
 

@@ -57,7 +57,7 @@ def test_jittered_boxes_stay_on_what_they_mark_and_keep_their_share_of_area():
         assert torch.allclose(labels["area"], (boxes[:, 2:] - boxes[:, :2]).prod(1) / 2, rtol=0.02)
         for box, channel in zip(boxes, labels["class_labels"], strict=True):
             shown = image.clone()
-            shown[:, (image == strong_augmentation.GREY).all(0)] = 0
+            shown[:, (image == strong_augmentation.GRAY).all(0)] = 0
             assert (box - visible_box(shown, channel)).abs().max() <= 2
             width, height = (box[2:] - box[:2]).tolist()
             whole = (

@@ -40,7 +40,7 @@ def test_splits_share_no_digit():
 @pytest.mark.parametrize("seed", range(5))
 def test_boxes_are_tight_around_the_ink_and_apart(seed):
     size = (224, 224)
-    grey = Image.new("RGB", (640, 427), (90, 90, 90))  # on a photograph, ink can meet a spot of its own colour
+    grey = Image.new("RGB", (640, 427), (90, 90, 90))  # on a photograph, ink can meet a spot of its own color
     source = dataclasses.replace(digit_sources(seed=0)["train"], photographs=[grey])
     picture, digits = make_picture(source, size, np.random.default_rng(seed))
     background = np.asarray(_background(source, size, np.random.default_rng(seed)), dtype=int)
@@ -81,7 +81,7 @@ def test_script_refuses_in_one_sentence(tmp_path, capsys, monkeypatch):
     (tmp_path / "file").write_text("no folder")
     for arguments, message in (
         (["--size", "20", "20"], "at least 64 x 64"),
-        (["--train", "0"], "at least one picture"),
+        (["--train", "0"], "at least one image"),
         ([], "Not a directory"),
     ):
         assert script.main([str(tmp_path / "file"), *arguments]) == 2

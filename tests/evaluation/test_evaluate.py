@@ -44,7 +44,7 @@ def one_thread():
 
 
 def write_images(directory):
-    """Black pictures with one rectangle whose colour is its category; ids are neither 0.. nor in order."""
+    """Black pictures with one rectangle whose color is its category; ids are neither 0.. nor in order."""
     rng = np.random.default_rng(0)
     (directory / "images").mkdir(parents=True)
     images, annotations = [], []
@@ -94,7 +94,7 @@ class RectangleDetector(torch.nn.Module):
         pixel_mask = torch.ones_like(pixel_values[:, 0]) if pixel_mask is None else pixel_mask
         logits, boxes = [], []
         for image, mask in zip(pixel_values, pixel_mask.bool(), strict=True):
-            bright = (image > 0) & mask  # black is -2 after normalisation
+            bright = (image > 0) & mask  # black is -2 after normalization
             channel = int(bright.flatten(1).sum(1).argmax())
             rows, columns = (bright[channel].any(d).nonzero()[:, 0] for d in (1, 0))
             height, width = int(mask[:, 0].sum()), int(mask[0].sum())  # boxes are relative to the valid image
@@ -460,7 +460,7 @@ def lose_a_weight(coco_dir, model_dir):
         (rename_category, [], ["Category 3", "zebra", "green"]),
         (add_category, [], ["Category 77", "giraffe"]),
         (remove_images, [], ["missing image", "2, e.g.", "993.png (image id 993)"]),
-        (remove_model_config, [], ["is no model directory", "config.json"]),
+        (remove_model_config, [], ["is not a model directory", "config.json"]),
         (remove_weights, [], ["cannot be loaded: "]),
         (lose_a_weight, [], ["lacks 1 weights of its model"]),
         (None, ["--split", "nothing"], ["nothing"]),

@@ -110,11 +110,11 @@ def test_gaussian_and_attention_are_the_models(model, image, layer, padding):
     assert explanation.gaussian.shape == explanation.attention.shape == (4, *map_shape)
     bias = biases[0][0, :, explanation.query].exp()
     assert np.allclose(explanation.gaussian, bias.reshape(4, *map_shape), atol=1e-6)
-    # The same Gaussian, drawn anew from its centre and width
+    # The same Gaussian, drawn anew from its center and width
     keys = [(np.arange(n) + 0.5) * size / n for n, size in zip(map_shape[::-1], explanation.map_size, strict=True)]
     x, y = (
         -(
-            ((keys[axis] - explanation.gaussian_centres[:, axis, None]) / explanation.gaussian_widths[:, axis, None])
+            ((keys[axis] - explanation.gaussian_centers[:, axis, None]) / explanation.gaussian_widths[:, axis, None])
             ** 2
         )
         / 2
@@ -237,10 +237,10 @@ def test_figures_draw_points_at_their_place(model, image):
     picture = figures.draw_sides(explanation)
     scale = 2 * figures.PANEL_SIDE * figures.DPI / 150
     place = explanation.points[-1] * scale + [figures.GAP * figures.DPI, figures.TITLE_HEIGHT * figures.DPI]
-    colour = np.array([value * 255 for value in figures._colour(explanation.label)])
+    color = np.array([value * 255 for value in figures._color(explanation.label)])
     pixels = np.asarray(picture, dtype=float)
     x, y = place.round().astype(int)
-    assert np.abs(pixels[y - 1 : y + 2, x - 1 : x + 2] - colour).max() < 40
+    assert np.abs(pixels[y - 1 : y + 2, x - 1 : x + 2] - color).max() < 40
 
 
 def test_every_figure(model, image):
@@ -297,7 +297,7 @@ def test_script_refuses_what_it_cannot_use(model_dir, image, tmp_path, capsys, m
     for arguments, message in (
         ((model_dir, tmp_path / "absent.png"), "absent.png"),
         ((tmp_path, photo), "no config.json"),
-        ((model_dir, photo, "--device", "cuda"), "device is cuda, but PyTorch finds no CUDA device here"),
+        ((model_dir, photo, "--device", "cuda"), "device is cuda, but PyTorch finds no CUDA device"),
         ((model_dir, photo, "--threshold", 1), "has 0 above the score"),
         ((model_dir, photo, "--annotations", tmp_path / "val.json"), "lists 0 images of the name photo.png"),
         ((model_dir, photo, "--annotations", tmp_path / "bad.json"), "is not COCO JSON"),

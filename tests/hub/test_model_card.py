@@ -188,8 +188,8 @@ def test_card_of_a_fine_tuned_model():
 
 def test_limits_follow_the_configuration():
     padded, own = model_card(_sources()), model_card(_sources(config=tiny_config(valid_region=True)))
-    assert "depends on its neighbours, as in training" in padded
-    assert "depends on its neighbours, as in training" not in own
+    assert "depends on its neighbors, as in training" in padded
+    assert "depends on its neighbors, as in training" not in own
     assert "91 class slots" in card_of_converted(SapDetrConfig.from_variant("r50"))
     assert "80 of them are" in card_of_converted(SapDetrConfig.from_variant("r50"))
     mapped = model_card(_sources(config=tiny_config(category_ids=[1, 2, 3, 4, 5, 7])))

@@ -276,7 +276,7 @@ def test_wrong_arguments(model_dir, tmp_path, capsys):
         ((model_dir, tmp_path / "a.png", write_coco(tmp_path)), "give it alone"),
         ((tmp_path / "empty", tmp_path / "a.png"), "no config.json"),
         ((tmp_path / "a.png", tmp_path / "a.png"), "not a model directory"),
-        ((tmp_path / "absent", tmp_path / "a.png"), "is no model directory here"),
+        ((tmp_path / "absent", tmp_path / "a.png"), "is not a local model directory"),
     ):
         assert run(*arguments, "--output", tmp_path / "out") == 2, arguments
         assert message in capsys.readouterr().err

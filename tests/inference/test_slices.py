@@ -178,8 +178,8 @@ def test_a_broken_picture_is_named(model_dir, tmp_path, capsys):
     [
         (["--slice", "8"], "at least 16"),
         (["--slice", "64", "--overlap", "1"], "below 0.9"),
-        (["--overlap", "0.5"], "name their size with --slice"),
-        (["--no-whole-image"], "--whole-image is for"),
+        (["--overlap", "0.5"], "give their size with --slice"),
+        (["--no-whole-image"], "--whole-image only works with slices"),
     ],
 )
 @pytest.mark.parametrize("verb", ["predict", "evaluate"])

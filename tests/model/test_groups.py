@@ -1,4 +1,4 @@
-"""Groups of queries: apart in self-attention and matching, one normaliser, and a base model in evaluation."""
+"""Groups of queries: apart in self-attention and matching, one normalizer, and a base model in evaluation."""
 
 import copy
 

@@ -17,7 +17,7 @@ RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
 
 def corner_picture() -> Image.Image:
-    """40 wide, 24 high, four corners of different colour."""
+    """40 wide, 24 high, four corners of different color."""
     picture = Image.new("RGB", (40, 24), WHITE)
     picture.paste(RED, (0, 0, 16, 8))  # left top
     picture.paste(GREEN, (24, 0, 40, 8))  # right top
@@ -58,7 +58,7 @@ def test_orientation(tmp_path, suffix, orientation):
     assert image.size == picture.size
     assert upright_size(path) == (40, 24, orientation != 1)
     difference = np.asarray(image, dtype=int) - np.asarray(picture, dtype=int)
-    # 4 x 4 pixels inside each corner: JPEG blurs at the edges of colours
+    # 4 x 4 pixels inside each corner: JPEG blurs at the edges of colors
     inside = np.abs(difference[np.ix_([2, 3, 4, 5, 18, 19, 20, 21], [4, 5, 6, 7, 32, 33, 34, 35])])
     assert inside.max() <= (8 if suffix == ".jpg" else 0)
 
@@ -149,7 +149,7 @@ def test_palette_with_transparency(tmp_path, name):
     assert pixel(tmp_path / name, (1, 0)) == WHITE
 
 
-def test_rgb_with_a_transparent_colour(tmp_path):
+def test_rgb_with_a_transparent_color(tmp_path):
     image = Image.new("RGB", (4, 3), RED)
     image.putpixel((1, 0), BLUE)
     image.save(tmp_path / "keyed.png", transparency=BLUE)

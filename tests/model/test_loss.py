@@ -1,4 +1,4 @@
-"""Matching and loss: bad labels, empty images, the normaliser over processes, and independence of batching."""
+"""Matching and loss: bad labels, empty images, the normalizer over processes, and independence of batching."""
 
 import itertools
 import os
@@ -142,7 +142,7 @@ def test_a_diverged_model_gives_a_non_finite_loss_and_no_crash():
     assert not loss.isfinite()
 
 
-# --- Normaliser ------------------------------------------------------------------------------------------------------
+# --- Normalizer ------------------------------------------------------------------------------------------------------
 
 
 def test_given_number_of_boxes_divides_everything():

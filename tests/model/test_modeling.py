@@ -40,7 +40,7 @@ def test_output_shapes_and_ranges():
 
 
 @torch.no_grad()
-def test_eager_attentions_are_recorded_and_normalised():
+def test_eager_attentions_are_recorded_and_normalized():
     model = SapDetrForObjectDetection._from_config(tiny_config(), attn_implementation="eager").eval()
     got = model(*tiny_inputs(), output_attentions=True)
     assert [a.shape for a in got.encoder_attentions] == [(2, 4, 12, 12)] * 2
@@ -232,7 +232,7 @@ def test_half_precision_is_close_to_float32(dtype, autocast):
 def test_half_precision_survives_a_gaussian_far_from_the_image():
     model = tiny_model()
     for layer in model.model.decoder.layers:
-        layer.gaussian.proj.layers[-1].bias.fill_(60.0)  # centre at a side, 60 times narrower than a pixel
+        layer.gaussian.proj.layers[-1].bias.fill_(60.0)  # center at a side, 60 times narrower than a pixel
     pixels, mask = tiny_inputs()
     for dtype in (torch.float16, torch.bfloat16):
         got = model.to(dtype)(pixels.to(dtype), mask)

@@ -98,8 +98,8 @@ def test_card_of_a_run_started_from_the_hub(source):
     ("words", "message"),
     [
         (["--init_from", "a/b", "--model", "c"], "not model and init_from"),
-        (["--init_from", "a/b", "--backbone_weights", "c"], "brings its own backbone"),
-        (["--init_from", "no-such/source"], "no-such/source is no model directory here"),
+        (["--init_from", "a/b", "--backbone_weights", "c"], "also loads the backbone"),
+        (["--init_from", "no-such/source"], "no-such/source is not a local model directory"),
     ],
 )
 def test_mistakes_are_named(digits, capsys, words, message):

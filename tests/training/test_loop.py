@@ -75,7 +75,7 @@ def test_killed_and_resumed_equals_uninterrupted(digits, tmp_path, monkeypatch):
     signal_after(parts, signal.SIGTERM, tmp_path / "parts", 1)
     code, output = finish(parts)
     assert code == 0, output
-    assert "state saved: go on with `--resume auto`" in output
+    assert "state saved: continue with `--resume auto`" in output
     assert "Traceback" not in output
     stopped = newest_state(tmp_path / "parts")["progress"]["step"]
 

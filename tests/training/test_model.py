@@ -130,12 +130,12 @@ def test_a_saved_model_is_fine_tuned_with_groups_and_denoising(saved_model):
 
 @pytest.mark.parametrize("build", [lambda each: build_model(each, CLASSES), build_image_processor])
 def test_mistyped_model_is_named(build):
-    with pytest.raises(OSError, match=r"runs/mistyped/model is no model directory here"):
+    with pytest.raises(OSError, match=r"runs/mistyped/model is not a local model directory"):
         build(TrainingSettings(model="runs/mistyped/model", data="none"))
 
 
 def test_override_that_is_no_field_is_refused(saved_model):
     for start in ({"variant": "r50"}, {"model": saved_model}):
         wrong = TrainingSettings(**start, data="none", model_overrides={"decoder_layer": 1})
-        with pytest.raises(ValueError, match=r"`decoder_layer` is no field .* nearest one is `decoder_layers`"):
+        with pytest.raises(ValueError, match=r"`decoder_layer` is not a field .* nearest one is `decoder_layers`"):
             build_model(wrong, CLASSES)

@@ -111,7 +111,10 @@ def test_settings_that_are_given_stay(choose):
     assert (settings.variant, settings.images_per_device) == ("r50", 1)
     assert settings.backbone_weights is None  # the Hub cannot be reached here
     assert settings.model_overrides["freeze_backbone_batch_norm"] is False
-    assert "timm/resnet50.tv_in1k cannot be had (the Hub cannot be reached): the backbone starts anew too" in table
+    assert (
+        "timm/resnet50.tv_in1k cannot be had (the Hub cannot be reached): the backbone is newly initialized too"
+        in table
+    )
 
 
 def test_settings_made_in_python_that_differ_from_the_defaults_are_given(digits, choose, capsys):

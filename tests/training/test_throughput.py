@@ -64,7 +64,7 @@ def test_help_says_what_this_command_does(capsys):
     with pytest.raises(SystemExit):
         load_script("time_training").main(["--help"])
     words = capsys.readouterr().out
-    assert "whether the loader keeps up" in words
+    assert "whether the data loader keeps up" in words
     assert "Train SAP-DETR" not in words
 
 

@@ -85,7 +85,7 @@ def test_fine_tuning_keeps_the_rows_of_shared_classes(saved, names, pairs, capsy
     assert all(torch.equal(new[name], old[name]) for name in old if name not in HEAD)
     said = capsys.readouterr().err
     kept = ", ".join(names[index] for index in pairs) or "no class"
-    assert f"keeps {kept} of {directory}; starts anew for " in said
+    assert f"keeps {kept} of {directory}; newly initialized: " in said
 
 
 def test_the_same_classes_stay_as_they_are(saved, capsys):
@@ -100,7 +100,7 @@ def test_the_same_classes_stay_as_they_are(saved, capsys):
 def test_classes_of_another_name(saved):
     old, directory = saved
     settings = {"model": directory, "data": "none", "class_mapping": {"semaphore": "traffic light"}}
-    with pytest.raises(ValueError, match="`class_mapping` is for the new class head"):
+    with pytest.raises(ValueError, match="`class_mapping` needs a new class head"):
         TrainingSettings(**settings)
     new = build_model(TrainingSettings(**settings, ignore_mismatched_sizes=True), _data(["semaphore", "van"]))
     assert all(torch.equal(new.state_dict()[name][0], old[name][1]) for name in HEAD)

@@ -119,11 +119,11 @@ def _changed(change) -> dict[str, torch.Tensor]:
     ("change", "message"),
     [
         (lambda t: t.pop("input_proj.bias"), "1 tensors are missing .*input_projection.bias"),
-        (lambda t: t.update({"mask_head.weight": torch.zeros(1)}), "`mask_head.weight` has no place"),
+        (lambda t: t.update({"mask_head.weight": torch.zeros(1)}), "`mask_head.weight` does not exist in SAP-DETR"),
         (lambda t: t.update({"class_embed.3.layers.0.bias": torch.ones(256)}), "must be one shared tensor"),
         (lambda t: t.update({"obj_embed.bias": torch.zeros(2)}), r"has the shape \(2,\)"),
         (lambda t: t.update({"refpoint_embed.weight": torch.zeros(306, 2)}), "fixed grid of 17 x 18"),
-        (lambda t: t.pop("bbox_embed.2.layers.0.bias"), "not whole"),
+        (lambda t: t.pop("bbox_embed.2.layers.0.bias"), "incomplete"),
     ],
 )
 def test_every_tensor_is_used_exactly_once(change, message):
@@ -133,7 +133,7 @@ def test_every_tensor_is_used_exactly_once(change, message):
 
 
 def test_deeper_backbone_is_not_silently_cut():
-    with pytest.raises(ConversionError, match="have no place"):
+    with pytest.raises(ConversionError, match="are unexpected"):
         convert_state_dict(
             released_state_dict("resnet101"), config_of_checkpoint(released_state_dict("resnet101"), ARGS)
         )

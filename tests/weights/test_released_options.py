@@ -111,7 +111,7 @@ def test_dilation_is_asked_for_where_nothing_tells_it(tmp_path):
 def test_unknown_heads_are_said(caplog):
     tensors, _ = synthetic_checkpoint(sdg=False, nheads=8)
     assert config_of_checkpoint(tensors, None).decoder_attention_heads == 8
-    assert "taking the usual 8" in caplog.text
+    assert "using the default 8" in caplog.text
 
 
 @pytest.mark.parametrize(

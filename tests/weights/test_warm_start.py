@@ -171,7 +171,7 @@ def test_directory_is_a_model_with_a_card(tmp_path):
     assert base_model_of(target) == "someone/detr"
     assert "| encoder.layers.*.ffn.fc1 | encoder.layers.*.mlp.fc1 | 6,240 |" in card
     assert "| decoder.layers.*.cross_attn.q_content_proj | decoder.layers.*.encoder_attn.q_proj * 1.7321 |" in card
-    assert "| class_heads.*.layers.* | starts anew |" in card
+    assert "| class_heads.*.layers.* | newly initialized |" in card
     assert "| encoder.layers.*.position_scale.layers.* | starts as the constant 1 | 16,640 |" in card
     assert str(tmp_path) not in card
     assert "Not taken: `query_position_embeddings`" in card
@@ -186,7 +186,7 @@ def test_command_writes_the_directory_and_prints_the_table(tmp_path, capsys):
     assert "| decoder.layers.*.cross_attn.k_position_proj | decoder.layers.*.encoder_attn.k_pos_proj |" in printed
     assert SapDetrForObjectDetection.from_pretrained(tmp_path / "target").config.position_temperature == 10000
     assert main(["warm-start", str(tmp_path / "nothing"), str(tmp_path / "other")]) == 2
-    assert "nothing is no model directory here" in capsys.readouterr().err
+    assert "nothing is not a local model directory" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
 
 
@@ -218,5 +218,5 @@ def test_other_models_are_refused(tmp_path):
     ResNetConfig(**TINY).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="is a 'resnet' model; a SAP-DETR can start from dab-detr, detr"):
         warm_start(str(tmp_path))
-    with pytest.raises(OSError, match="no model directory here"):
+    with pytest.raises(OSError, match="not a local model directory"):
         warm_start("no-such-owner/no-such-model")

@@ -147,7 +147,7 @@ def test_command_writes_the_directory_with_table_and_card(started, tmp_path, cap
     assert "| level_embeddings | level_embed | 256 |" in printed
     assert "| encoder.layers.*.self_attn.sampling_offsets | encoder.layers.*.self_attn.sampling_offsets |" in printed
     assert ("| selection.projection | enc_output |" in printed) == (kind == "two stages")
-    assert "| query_content | starts anew |" in printed
+    assert "| query_content | newly initialized |" in printed
     card = (tmp_path / "target" / "README.md").read_text()
     assert "license: apache-2.0" in card
     assert "# SAP-DINO-DETR started from someone/deformable" in card
@@ -174,7 +174,7 @@ def test_timm_backbone_and_one_level(tmp_path):
         ({"position_embedding_type": "learned"}, {}, "`position_embedding_type` is 'learned', not 'sine'"),
         ({"dilation": True}, {}, "`dilation` is True, not False"),
         ({}, {"encoder_ffn_dim": 96}, "leave widths as they are"),
-        ({}, {"query_grid": [3, 4]}, "`query_grid` is no field of SapDinoDetrConfig"),
+        ({}, {"query_grid": [3, 4]}, "`query_grid` is not a field of SapDinoDetrConfig"),
     ],
 )
 def test_what_does_not_fit_is_named(tmp_path, fields, overrides, message):

@@ -1,1 +1,1 @@
-"""One module a verb: its settings, and in the module's docstring the text of `sap-detr VERB --help`."""
+"""One module per verb: its settings; the module's docstring is the description in `sap-detr VERB --help`."""

@@ -1,4 +1,4 @@
-"""Convert a checkpoint of the released SAP-DETR code to a model directory of transformers."""
+"""Convert a checkpoint of the authors' SAP-DETR code to a transformers model directory."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -8,12 +8,10 @@ from ..options import ARGUMENT, Settings
 
 @dataclass(frozen=True)
 class ConversionSettings(Settings):
-    """What is converted; the text beside a field is its reason."""
+    """Settings of `sap-detr convert-checkpoint`. The text beside a field is its help text."""
 
-    checkpoint: Annotated[str, "the released .pth file, or a bare state dict", ARGUMENT]
+    checkpoint: Annotated[str, "the authors' .pth file, or a plain state dict", ARGUMENT]
     output_dir: Annotated[str, "a new directory for weights, configuration, processor and model card", ARGUMENT]
-    variant: Annotated[Literal["r50", "r50-dc5", "r101", "r101-dc5"] | None, "where the checkpoint has no `args`"] = (
-        None
-    )
-    dilation: Annotated[bool | None, "DC5 or not, where the checkpoint has no `args`"] = None
-    verify: Annotated[bool, "reload, compare every tensor, run a forward pass"] = False
+    variant: Annotated[Literal["r50", "r50-dc5", "r101", "r101-dc5"] | None, "if the checkpoint has no `args`"] = None
+    dilation: Annotated[bool | None, "whether the model is DC5, if the checkpoint has no `args`"] = None
+    verify: Annotated[bool, "reload the model, compare every tensor, run a forward pass"] = False

@@ -1,4 +1,4 @@
-"""Train a small SAP-DETR on digits over photographs and show what it finds: minutes, no download."""
+"""Train a small SAP-DETR on digits over photographs and draw its detections. Takes minutes, downloads nothing."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -8,12 +8,12 @@ from ..options import AT_LEAST_1, Settings
 
 @dataclass(frozen=True)
 class DemoSettings(Settings):
-    """The size of the demo; the text beside a field is its reason."""
+    """Settings of `sap-detr demo`. The text beside a field is its help text."""
 
     extra = "demo"
 
-    output: Annotated[str, "folder that gets everything"] = "demo_output"
-    train: Annotated[int, "training pictures", AT_LEAST_1] = 2000
-    val: Annotated[int, "validation pictures", AT_LEAST_1] = 150
-    size: Annotated[int, "side of the pictures in pixels", AT_LEAST_1] = 128
-    epochs: Annotated[int | None, "empty: the recipe's", AT_LEAST_1] = None
+    output: Annotated[str, "output folder"] = "demo_output"
+    train: Annotated[int, "number of training images", AT_LEAST_1] = 2000
+    val: Annotated[int, "number of validation images", AT_LEAST_1] = 150
+    size: Annotated[int, "width and height of the images in pixels", AT_LEAST_1] = 128
+    epochs: Annotated[int | None, "training epochs; empty: those of the recipe", AT_LEAST_1] = None

@@ -1,6 +1,6 @@
-"""Show how SAP-DETR came to a detection: grid, point, sides, layers, Gaussians and attention.
+"""Draw how SAP-DETR makes a detection: grid, reference point, side distances, decoder layers, Gaussians and attention.
 
-With --annotations also which query learns which true box in training, at each decoder layer.
+--annotations also draws the training matching: the ground-truth box of each query, at each decoder layer.
 """
 
 from dataclasses import dataclass
@@ -11,24 +11,24 @@ from ..options import ARGUMENT, AT_LEAST_0, Settings
 
 @dataclass(frozen=True)
 class ExplanationSettings(Settings):
-    """What is explained; the text beside a field is its reason."""
+    """Settings of `sap-detr explain`. The text beside a field is its help text."""
 
     extra = "app"
 
     model: Annotated[str, "model directory or Hub id", ARGUMENT]
-    image: Annotated[str, "file or http(s) address", ARGUMENT]
-    output: Annotated[str, "folder that gets the pictures"]
-    detection: Annotated[int | None, "which detection, 0 = the best; empty: 0, or the one of --query", AT_LEAST_0] = (
-        None
-    )
+    image: Annotated[str, "image file or http(s) URL", ARGUMENT]
+    output: Annotated[str, "folder for the figures"]
+    detection: Annotated[
+        int | None, "detection to explain, 0 = highest score; empty: 0, or that of --query", AT_LEAST_0
+    ] = None
     query: Annotated[int | None, "explain this query instead", AT_LEAST_0] = None
-    threshold: Annotated[float, "what counts as a detection"] = 0.5
-    layer: Annotated[int, "decoder layer of Gaussian and attention, negative from the last"] = -1
-    annotations: Annotated[str | None, "COCO JSON with the image's true boxes: draws the matching of training"] = None
-    device: Annotated[Literal["auto", "cpu", "cuda"], "where the model runs"] = "auto"
+    threshold: Annotated[float, "minimum score of a detection"] = 0.5
+    layer: Annotated[int, "decoder layer whose Gaussians and attention are drawn; -1 = last"] = -1
+    annotations: Annotated[str | None, "COCO JSON with the ground-truth boxes: draws the training matching"] = None
+    device: Annotated[Literal["auto", "cpu", "cuda"], "device of the model"] = "auto"
     overwrite: Annotated[bool, "replace an earlier explanation in the folder"] = False
 
     def __post_init__(self):
         super().__post_init__()
         if self.query is not None and self.detection is not None:
-            raise ValueError("Name either `detection` or `query`, not both.")
+            raise ValueError("Give either `detection` or `query`, not both.")

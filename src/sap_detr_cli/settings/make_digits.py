@@ -8,14 +8,14 @@ from ..options import ARGUMENT, AT_LEAST_0, Limit, Settings
 
 @dataclass(frozen=True)
 class DigitsSettings(Settings):
-    """The data set's size; the text beside a field is its reason."""
+    """Settings of `sap-detr make-digits`. The text beside a field is its help text."""
 
     extra = "demo"
 
-    output_dir: Annotated[str, "folder that gets images/{train,val} and annotations/", ARGUMENT]
-    train: Annotated[int, "training pictures"] = 1600
-    val: Annotated[int, "validation pictures"] = 150
+    output_dir: Annotated[str, "folder for images/{train,val} and annotations/", ARGUMENT]
+    train: Annotated[int, "number of training images"] = 1600
+    val: Annotated[int, "number of validation images"] = 150
     size: Annotated[
-        list[int], "width and height of the pictures", Limit("a width and a height", lambda size: len(size) == 2)
+        list[int], "width and height of the images", Limit("a width and a height", lambda size: len(size) == 2)
     ] = field(default_factory=lambda: [224, 224])
-    seed: Annotated[int, "of the pictures", AT_LEAST_0] = 0
+    seed: Annotated[int, "seed of the random images", AT_LEAST_0] = 0

@@ -8,13 +8,17 @@ from ..options import ARGUMENT, Settings
 
 @dataclass(frozen=True)
 class RecipesSettings(Settings):
-    """What is done with the recipes."""
+    """Settings of `sap-detr recipes`. The text beside a field is its help text."""
 
-    action: Annotated[Literal["list", "copy"], "list them, or copy the one of NAME", ARGUMENT] = "list"
-    name: Annotated[str | None, "of the recipe to copy", ARGUMENT] = None
-    target: Annotated[str | None, "file or folder of the copy; empty: NAME.yaml here", ARGUMENT] = None
+    action: Annotated[Literal["list", "copy"], "list all recipes, or copy the recipe NAME", ARGUMENT] = "list"
+    name: Annotated[str | None, "name of the recipe to copy", ARGUMENT] = None
+    target: Annotated[str | None, "file or folder for the copy; empty: NAME.yaml in the current folder", ARGUMENT] = (
+        None
+    )
 
     def __post_init__(self):
         super().__post_init__()
         if (self.action == "copy") != (self.name is not None):
-            raise ValueError("Name the recipe to copy: `sap-detr recipes copy NAME`; `sap-detr recipes` lists them.")
+            raise ValueError(
+                "Give the name of the recipe to copy: `sap-detr recipes copy NAME`; `sap-detr recipes` lists them."
+            )

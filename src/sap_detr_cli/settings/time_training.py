@@ -1,6 +1,6 @@
-"""Measure whether the loader keeps up with training: images a second of each alone.
+"""Measure whether the data loader keeps up with training: images per second of each alone.
 
-Takes all settings of `sap-detr train`; `--max-steps N` training steps count (5 by default). Nothing is written.
+Accepts all settings of `sap-detr train`; measures `--max-steps N` training steps (5 by default). Writes no files.
 """
 
 from dataclasses import dataclass
@@ -10,4 +10,4 @@ from .train import TrainingSettings
 
 @dataclass
 class TimeTrainingSettings(TrainingSettings):
-    """The settings of the run that is measured."""
+    """Settings of `sap-detr time-training`: those of training."""

@@ -1,4 +1,4 @@
-"""Start a model directory from the weights of a DETR, DAB-, Conditional or Deformable DETR."""
+"""Create a model directory with weights of a DETR, DAB-DETR, Conditional DETR or Deformable DETR."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -8,7 +8,7 @@ from ..options import ARGUMENT, Settings
 
 @dataclass(frozen=True)
 class WarmStartSettings(Settings):
-    """What is started from; the text beside a field is its reason."""
+    """Settings of `sap-detr warm-start`. The text beside a field is its help text."""
 
     source: Annotated[
         str, "directory or Hub id of a dab-detr, detr, conditional_detr or deformable_detr model", ARGUMENT

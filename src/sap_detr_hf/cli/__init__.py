@@ -1,4 +1,4 @@
-"""One module a verb of `sap-detr`: what it does once its settings are read, its printing and its exit code."""
+"""One module per verb of `sap-detr`: run it with its parsed settings, print the results, return the exit code."""
 
 from transformers.utils import logging
 

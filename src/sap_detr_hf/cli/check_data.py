@@ -20,7 +20,7 @@ def run(settings: CheckDataSettings) -> int:
     for report in reports.values():
         print(report.table())
     for conflict in conflicts:
-        print(f"error: {conflict}: the same ids must mean the same in all splits")
+        print(f"error: {conflict}: all splits must use the same category ids")
     for mismatch in mismatches:
         print(f"warning: {mismatch}")
     warnings = mismatches or any(report.warnings for report in reports.values())

@@ -19,7 +19,7 @@ def run(settings: DataConversionSettings) -> int:
     """Read and check all splits, then write them aside and rename: there is no half data set."""
     target = Path(settings.target)
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise ValueError(f"{target} exists and is not an empty folder: name another one.")
+        raise ValueError(f"{target} exists and is not an empty folder: choose another one.")
     # A single JSON file is one split, whatever it is called.
     splits = [Path(settings.source).stem] if settings.source.endswith(".json") else settings.split
     options = {name: getattr(settings, name) for name in ("annotations", "images", "box_format")}
@@ -29,7 +29,7 @@ def run(settings: DataConversionSettings) -> int:
         report = cheap_checks(split)
         report.refuse_errors(report.source, ERRORS.keys() - {"no boxes"}, "converted")
         if conflicts := category_conflicts(next(iter(data.values())), split):
-            raise ValueError(f"{conflicts[0]}: the same ids must mean the same in all splits.")
+            raise ValueError(f"{conflicts[0]}: all splits must use the same category ids.")
         categories |= split.categories
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f"{target.name}.", suffix=".partial") as scratch:
@@ -40,9 +40,7 @@ def run(settings: DataConversionSettings) -> int:
         os.replace(writer.target, target)
     print(f"{', '.join(f'{name}: {len(split.dataset)} images' for name, split in data.items())}: {target}")
     if writer.left_out:
-        print(
-            f"{writer.left_out} boxes left out: crowd regions, or outside the image, which {settings.to} cannot hold."
-        )
+        print(f"{writer.left_out} boxes skipped: {settings.to} has no crowd regions and no boxes outside the image.")
     return 0
 
 

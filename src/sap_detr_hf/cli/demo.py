@@ -1,4 +1,4 @@
-"""Run the demo and say where its results are."""
+"""Run the demo and print where its results are."""
 
 from pathlib import Path
 

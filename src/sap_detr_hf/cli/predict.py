@@ -1,4 +1,4 @@
-"""Predict all inputs and say where the results are."""
+"""Predict all inputs and print where the results are."""
 
 import sys
 
@@ -14,7 +14,7 @@ def run(settings: PredictionSettings) -> int:
     try:
         summary = predict(settings)
     except KeyboardInterrupt:
-        print(f"Stopped: what was predicted so far is in {settings.output}.", file=sys.stderr)
+        print(f"Stopped: the predictions so far are in {settings.output}.", file=sys.stderr)
         return 1
     print(f"{summary.images} images, {summary.detections} detections: {settings.output}")
     if summary.failed:

@@ -1,4 +1,4 @@
-"""Publish a model, or show what would be sent."""
+"""Publish a model, or list the files that would be uploaded."""
 
 import sys
 
@@ -29,5 +29,5 @@ def run(settings: PublishSettings) -> int:
         print(file=sys.stderr)  # a progress bar may stand on the line
         return fail(error, 1)
     except KeyboardInterrupt:
-        return fail("interrupted; run the same command again to go on.", 1)
+        return fail("interrupted; run the same command again to continue.", 1)
     return 0

@@ -16,7 +16,7 @@ from ..weights.pretrained import at_size, readable_model
 
 
 def run(settings: ShowDataSettings) -> int:
-    """Write a picture of each sample, and all.png."""
+    """Write one image per sample, and all.png."""
     output = Path(settings.output)
     rows, data, image_processor = _samples(settings)
     earlier = [path.name for path in output.glob("[0-9]*_image_id_*.png")]
@@ -28,7 +28,7 @@ def run(settings: ShowDataSettings) -> int:
         picture.save(output / f"{index:04d}_image_id_{sample['labels']['image_id'].item()}.png")
         pictures.append(picture)
     contact_sheet(pictures, cell=(400, 400)).save(output / "all.png")
-    print(f"{len(pictures)} pictures and all.png are in {output}")
+    print(f"{len(pictures)} images and all.png are in {output}")
     return 0
 
 

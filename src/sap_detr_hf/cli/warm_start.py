@@ -1,4 +1,4 @@
-"""Write a model directory with another detector's weights and print what was taken."""
+"""Write a model directory with another detector's weights and print which were copied."""
 
 from sap_detr_cli.settings.warm_start import WarmStartSettings
 

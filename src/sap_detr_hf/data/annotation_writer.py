@@ -1,4 +1,4 @@
-"""Writing a data set in a format of annotation tools, image by image: COCO, YOLO or Pascal VOC."""
+"""Write a data set in a format of annotation tools, image by image: COCO, YOLO or Pascal VOC."""
 
 import json
 import os
@@ -20,7 +20,7 @@ class AnnotatedImage:
 
     Args:
         name: Its file name with folders, as the data set is to have it.
-        picture: Its file, the content of its file, or the picture.
+        picture: Its file, the content of its file, or the image itself.
         image_id: Its id.
         size: Width and height in pixels, upright.
         boxes: x, y, width, height in pixels.

@@ -178,7 +178,7 @@ def sample_randomness(seed: int, epoch: int, index: int) -> Iterator[None]:
 
 
 def _as_tensor(image: Any) -> torch.Tensor:
-    # Resizing uint8 tensors is several times faster than PIL and equal to it within one grey level.
+    # Resizing uint8 tensors is several times faster than PIL and equal to it within one gray level.
     return F.pil_to_tensor(image) if isinstance(image, Image.Image) else image
 
 

@@ -1,4 +1,4 @@
-"""Checks of a detection data set before time is spent on it, from the annotations alone or with every image opened."""
+"""Checks of a detection data set before training, from the annotations alone or with every image opened."""
 
 import os
 from collections import Counter
@@ -29,7 +29,7 @@ class DataReport(Findings):
         images: Number of images.
         boxes: Number of boxes that training learns: no crowd ones, and of others what lies inside the image.
         crowd: Number of crowd boxes (left out in training).
-        images_without_boxes: They are kept as pictures of background.
+        images_without_boxes: They are kept as background images.
         boxes_per_category: Name -> such boxes.
         images_opened: Whether every image was opened too.
     """

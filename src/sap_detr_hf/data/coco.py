@@ -1,8 +1,8 @@
-"""The one reader of COCO JSON, and the one rule by which ids, numbers and names are read.
+"""Reader of COCO JSON, and the rules for ids, numbers and names that all readers share.
 
-A whole number is that number however it is written (`1`, `1.0`, `"1"`). Image ids may also be text, and results keep
-it; if one id of a file is text, all are. `null` is the same as missing: `area` is then width x height, `iscrowd` 0. An
-entry that cannot be read is left out and noted as an error, see `findings.py`.
+Whole numbers may be written as `1`, `1.0` or `"1"`. Image ids may also be text, and results keep them; if one id of a
+file is text, all are. `null` means missing: `area` is then width x height, `iscrowd` 0. An entry that cannot be read is
+skipped and reported as an error, see `findings.py`.
 """
 
 import json
@@ -110,7 +110,7 @@ def parse_whole_number(value: Any) -> int:
     """The number that a value stands for.
 
     Raises:
-        ValueError: It is no whole number, or does not fit into 64 bits; says what it is.
+        ValueError: The value is not a whole number of 64 bits; the message shows it.
     """
     value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, str) and _WHOLE.fullmatch(value):
@@ -128,7 +128,7 @@ def parse_number(value: Any) -> float:
     """The number that a value stands for; infinity where it is too large.
 
     Raises:
-        ValueError: It is no number; says what it is.
+        ValueError: The value is not a number; the message shows it.
     """
     value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, str) and _NUMBER.fullmatch(value):
@@ -142,10 +142,10 @@ def parse_number(value: Any) -> float:
 
 
 def parse_image_id(value: Any) -> int | str:
-    """An image's id: a whole number, or a text that is no number.
+    """Return an image id: a whole number, or text that is not a number.
 
     Raises:
-        ValueError: It is neither; says what it is.
+        ValueError: The value is neither; the message shows it.
     """
     if isinstance(value, str) and value.strip() and not _DECIMAL.fullmatch(value) and not _half_characters(value):
         return str(value)
@@ -352,7 +352,7 @@ def _images(
             )
             name = ""
         elif _half_characters(name):
-            findings.add("file name that is no text", f"{where}image {_short(entry)}")
+            findings.add("file name that is not text", f"{where}image {_short(entry)}")
         if 0 in size:
             missing = "width" if size[0] == 0 else "height"
             findings.add("image without size", f"{where}image {_short(entry)}: {missing} is missing")

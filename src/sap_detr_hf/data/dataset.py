@@ -1,9 +1,9 @@
-"""Detection data sets as memory-mapped `datasets.Dataset`s, and the training samples and batches made of their rows.
+"""Detection data sets as memory-mapped `datasets.Dataset`s, with the training samples and batches.
 
-Every source becomes the same rows: `image_id`, `width`, `height`, `objects` (`bbox` as x, y, width, height in absolute
-pixels, the data set's own `category` ids, `area`, `iscrowd`), and the image as a file name (`image_path`) or as stored
-bytes (`image`), opened only when a sample is made. Rows of YOLO and Pascal VOC also have
-`label_file` and the `lines` of their objects, for messages.
+Rows have the same columns for every source: `image_id`, `width`, `height`, `objects` (`bbox` as x, y, width, height in
+absolute pixels, the data set's own `category` ids, `area`, `iscrowd`), and the image as a file name (`image_path`) or
+as stored bytes (`image`), opened only when a sample is made. Rows of YOLO and Pascal VOC also have `label_file` and the
+`lines` of their objects, for messages.
 """
 
 import zlib
@@ -38,7 +38,7 @@ class DetectionData:
         id2label: Class index -> name.
         category_ids: The data set's own id of each class index; None where the class index is that id.
         categories: The data set's own category id -> name.
-        source: What the user named, for messages.
+        source: The data set as the user gave it, for messages.
         annotation_file: The COCO JSON, None for a data set that has none.
         split: The split's name.
         findings: Faults met while reading.
@@ -317,7 +317,7 @@ class DetectionStream(_PreparedSamples, torch.utils.data.IterableDataset):
     def __init__(self, data: DetectionData, image_processor: Any, augmentation: Any = None, **options):
         if hasattr(augmentation, "in_epoch"):
             raise ValueError(
-                "The augmentation mixes images, and a stream gives one after the other: download the data."
+                "The augmentation mixes images, but a stream reads one after the other: download the data."
             )
         super().__init__(data, image_processor, augmentation, **options)
 
@@ -438,7 +438,9 @@ def _with_aligned_fields(target: Target) -> Target:
     boxes = target["boxes"]
     corners = F.convert_bounding_box_format(boxes, new_format=tv_tensors.BoundingBoxFormat.XYXY)
     if len(target["class_labels"]) != len(boxes):
-        raise ValueError(f"The augmentation left {len(boxes)} boxes but {len(target['class_labels'])} class labels.")
+        raise ValueError(
+            f"The augmentation returned {len(boxes)} boxes but {len(target['class_labels'])} class labels."
+        )
     target = {**target, "boxes": corners}
     if len(target["area"]) != len(boxes):
         target["area"] = box_area(torch.as_tensor(corners))

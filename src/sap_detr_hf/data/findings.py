@@ -1,4 +1,4 @@
-"""Faults of detection data: their kinds, and the check of boxes that training, evaluation and the data check share."""
+"""Kinds of errors and warnings about data, and the box check of training, evaluation and `sap-detr check-data`."""
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -15,7 +15,7 @@ ERRORS = {
     "malformed image": "the entry cannot be read",
     "image without file name": "the image cannot be opened",
     "image without size": "width and height in pixels are needed",
-    "file name that is no text": "it holds half a character",
+    "file name that is not text": "it holds half a character",
     "malformed annotation": "the entry cannot be read",
     "malformed row": "the row cannot be read",
     "malformed category": "an id and a name are needed",
@@ -52,7 +52,7 @@ WARNINGS = {
 # What keeps a file from being predicted; the boxes play no part there.
 IMAGE_LIST_ERRORS = frozenset({"malformed image", "image without file name", "duplicate image id"})
 # What plays no part where the images are not opened by the annotation file.
-FILE_ERRORS = frozenset({"image without file name", "image without size", "file name that is no text"})
+FILE_ERRORS = frozenset({"image without file name", "image without size", "file name that is not text"})
 EXAMPLES = 50  # of each kind that are kept
 OUTSIDE_TOLERANCE = 1.0  # pixels; annotation tools round
 LARGEST_NUMBER = float(np.finfo(np.float32).max)

@@ -1,4 +1,4 @@
-"""Where the files of a data set are: its annotation file, its image folder, and the file of each `file_name`."""
+"""Find the files of a data set: annotation file, image folder, and the image file of each `file_name`."""
 
 import os
 import re
@@ -42,7 +42,7 @@ def find_coco_files(
     folder = Path(images) if images is not None else first_existing(root, _image_folders(split, Path(annotations)))
     if folder is None or not folder.is_dir():
         looked_for = images or ", ".join(str(root / name) for name in _image_folders(split, Path(annotations)))
-        raise FileNotFoundError(f"No image folder for {annotations}: looked for {looked_for}. Name it with `images`.")
+        raise FileNotFoundError(f"No image folder for {annotations}: looked for {looked_for}. Give it with `images`.")
     return Path(annotations), folder
 
 

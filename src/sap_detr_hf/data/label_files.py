@@ -1,7 +1,7 @@
-"""Data sets with a label file for each image: what the readers of YOLO and Pascal VOC share.
+"""Data sets with one label file per image: the shared code of the YOLO and Pascal VOC readers.
 
-A reader makes the dictionary of a COCO JSON of them, with the file and line of each entry, so that `coco.py` has the
-rules for all formats.
+A reader converts the label files to the content of a COCO JSON, with the file and line of each entry, so that the rules
+of `coco.py` apply to all formats.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Where detection rows come from: COCO JSON or label files with images, and data sets with the Hub's usual columns."""
+"""Read detection rows from COCO JSON, label files, or data sets with the usual columns of the Hub."""
 
 import hashlib
 import json
@@ -199,7 +199,7 @@ def _open_dataset(data: str, split: str, cache_dir: str | Path | None, streaming
     try:
         return load()
     except (ConnectionError, FileNotFoundError, datasets.exceptions.DatasetsError) as error:
-        raise FileNotFoundError(f"{data} is no folder here, and cannot be loaded from the Hub: {error}") from error
+        raise FileNotFoundError(f"{data} is not a local folder and cannot be loaded from the Hub: {error}") from error
 
 
 def _readable(data: str, load: Callable[[], Any]) -> Any:

@@ -1,12 +1,12 @@
-"""Augmentation of several images: scale jitter, mosaic and mixup, off for the last epochs of a run.
+"""Strong augmentation: scale jitter, mosaic and mixup, switched off for the last epochs of a run.
 
-The image lands on a canvas of its own shape. *Jitter* (large-scale jitter, arXiv 2012.07177) scales it between 0.4 and
-2 times what fits, and cuts or pads it at a random place; smaller scales, 0.1 in that paper, would make nothing of small
-objects. A *mosaic* (YOLOv4, arXiv 2004.10934) is four images, jittered into the four tiles of the canvas. *Mixup*
-(arXiv 1902.04103) blends another jittered image over all of it; both keep all their boxes.
+The result has the shape of the image. *Jitter* (large-scale jitter, arXiv 2012.07177) scales the image by 0.4 to 2, and
+crops or pads it at a random position; with the smaller scales of that paper (from 0.1), small objects would vanish. A
+*mosaic* (YOLOv4, arXiv 2004.10934) is four images, jittered into the four tiles of the canvas. *Mixup* (arXiv
+1902.04103) blends another jittered image over all of it; both keep all their boxes.
 
-Boxes are cut where the canvas or their tile ends, and keep that share of their area. A box is dropped with less than a
-tenth of it left, or less than a pixel of a side. Crowd regions are treated alike and stay crowd regions.
+Boxes are clipped to the canvas or their tile, and `area` is scaled with them. A box is dropped if less than a tenth of
+its area or less than a pixel of a side remains. Crowd regions are treated alike and stay crowd regions.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ TILE_EDGES = (0.35, 0.65)  # where the four tiles meet, of height and width
 MOSAIC_SHARE, MIXUP_SHARE = 0.5, 0.25  # of the samples
 BLEND = (0.45, 0.55)  # weight of the other image
 LEAST_VISIBLE, LEAST_SIDE = 0.1, 1.0  # of a box that stays: share of its area, pixels
-GREY = 114  # of what no image covers
+GRAY = 114  # of what no image covers
 
 Sample = tuple[Any, Target]
 
@@ -99,7 +99,7 @@ def jitter(image: torch.Tensor, target: Target, size: tuple[int, int], scales: t
     scale = min(size[0] / height, size[1] / width) * _uniform(*scales)
     scaled = [max(1, round(height * scale)), max(1, round(width * scale))]
     whole = F.resize(target["boxes"], scaled)
-    window = v2.RandomCrop(size, pad_if_needed=True, fill=GREY)
+    window = v2.RandomCrop(size, pad_if_needed=True, fill=GRAY)
     image, boxes = window(F.resize(image, scaled, antialias=True), whole)
     share = box_area(torch.as_tensor(boxes)) / box_area(torch.as_tensor(whole)).clamp(min=1e-9)
     sides = torch.as_tensor(boxes[:, 2:] - boxes[:, :2])

@@ -1,8 +1,8 @@
-"""The reader of Pascal VOC data sets: an XML file of each image.
+"""Reader of Pascal VOC data sets: one XML file per image.
 
-Coordinates are read as the VOC devkit, detectron2 and supervision do: pixels count from 1, and the last one belongs to
-the box, so that (1, 1, width, height) is the whole image. Some tools (CVAT, Label Studio) count from 0; their boxes
-come out one pixel larger at the left and top. Boxes marked `difficult` are boxes as any other; a `part` is left out.
+Coordinates are read as the VOC devkit, detectron2 and supervision do: coordinates start at 1 and include the last
+pixel, so that (1, 1, width, height) is the whole image. Some tools (CVAT, Label Studio) start at 0; their boxes become
+one pixel larger at the left and top. Objects marked `difficult` are used like all others; a `part` is ignored.
 """
 
 import os

@@ -1,7 +1,7 @@
-"""The reader of YOLO data sets: `data.yaml` (or Label Studio's `classes.txt`), images, and a text file of labels each.
+"""Reader of YOLO data sets: `data.yaml` (or Label Studio's `classes.txt`), images, and one label file per image.
 
 As in ultralytics, the labels of `images/a.jpg` are `labels/a.txt`, and an image without that file has no objects. A
-polygon becomes the box around it. Keypoints are left out.
+polygon becomes the box around it. Keypoints are ignored.
 """
 
 import os

@@ -1,1 +1,1 @@
-"""A small model trained on handwritten digits, from nothing to AP."""
+"""The demo: train and evaluate a small model on handwritten digits."""

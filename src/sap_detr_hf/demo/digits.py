@@ -1,7 +1,7 @@
 """The demo data set: real handwritten digits scattered over crops of real photographs, in COCO format.
 
 Everything comes from files that scikit-learn ships (1,797 scanned digits of 8 x 8 pixels, two photographs), so nothing
-is downloaded. Training and validation pictures show different scans, on crops of the same photographs.
+is downloaded. Training and validation images show different scans, on crops of the same photographs.
 """
 
 import json
@@ -15,8 +15,8 @@ from PIL import Image
 CATEGORIES = [{"id": digit + 1, "name": str(digit), "supercategory": "digit"} for digit in range(10)]
 DIGIT_WIDENING = (0.85, 1.25)  # width of a digit against its scanned proportions
 VALIDATION_SHARE = 0.2  # of the scanned digits
-INK_EDGES = (0.42, 0.68)  # grey values of the enlarged scan where a stroke begins and is fully opaque
-INK_TINT = 60  # grey levels (of 255) by which each colour channel of white or black ink may be off
+INK_EDGES = (0.42, 0.68)  # gray values of the enlarged scan where a stroke begins and is fully opaque
+INK_TINT = 60  # gray levels (of 255) by which each color channel of white or black ink may be off
 GAP = 2  # pixels between the boxes of two digits
 
 
@@ -28,7 +28,7 @@ class DigitSource:
     digits: np.ndarray
     photographs: list[Image.Image]
     digits_per_image: tuple[int, int] = (1, 6)
-    digit_height: tuple[float, float] = (0.16, 0.40)  # of the picture's shorter side
+    digit_height: tuple[float, float] = (0.16, 0.40)  # of the image's shorter side
 
 
 def make_digits(
@@ -43,22 +43,22 @@ def make_digits(
 
     Args:
         output_dir: Folder to write to; created where missing, files of the same names are replaced.
-        train: Number of training pictures.
-        val: Number of validation pictures.
-        size: Width and height of every picture in pixels.
-        seed: The same seed gives the same pictures, and picture i does not depend on how many are asked for.
+        train: Number of training images.
+        val: Number of validation images.
+        size: Width and height of every image in pixels.
+        seed: The same seed gives the same images; image i does not depend on their number.
         sources: What `train` and `val` draw from; `digit_sources(seed)` by default.
 
     Returns:
         The annotation file of each split.
 
     Raises:
-        ValueError: A split would be empty or the pictures are too small for a legible digit.
+        ValueError: A split would be empty or the images are too small for a legible digit.
     """
     if train < 1 or val < 1:
-        raise ValueError(f"Each split needs at least one picture, got {train} for training and {val} for validation.")
+        raise ValueError(f"Each split needs at least one image, got {train} for training and {val} for validation.")
     if min(size) < 64:
-        raise ValueError(f"Pictures of {size[0]} x {size[1]} are too small for legible digits: use at least 64 x 64.")
+        raise ValueError(f"Images of {size[0]} x {size[1]} are too small for legible digits: use at least 64 x 64.")
     output_dir = Path(output_dir)
     sources = sources or digit_sources(seed)
     counts = {"train": train, "val": val}
@@ -92,7 +92,7 @@ def digit_sources(seed: int) -> dict[str, DigitSource]:
 def make_picture(
     source: DigitSource, size: tuple[int, int], rng: np.random.Generator
 ) -> tuple[Image.Image, list[tuple[int, list[int]]]]:
-    """One picture of `size` (width, height) and its digits as (digit, [x, y, width, height] around the visible ink)."""
+    """Return an image of `size` (width, height) and its digits: (digit, [x, y, width, height] around the ink)."""
     canvas = np.array(_background(source, size, rng), dtype=np.float32)  # (height, width, 3)
     found: list[tuple[int, list[int]]] = []
     for _ in range(rng.integers(source.digits_per_image[0], source.digits_per_image[1] + 1)):
@@ -145,10 +145,10 @@ def _free_place(
 def _paint(canvas: np.ndarray, opacity: np.ndarray, place: tuple[int, int], rng: np.random.Generator) -> None:
     left, top = place
     patch = canvas[top : top + opacity.shape[0], left : left + opacity.shape[1]]
-    patch += opacity[..., None] * (_contrasting_colour(patch, rng) - patch)
+    patch += opacity[..., None] * (_contrasting_color(patch, rng) - patch)
 
 
-def _contrasting_colour(patch: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _contrasting_color(patch: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Tinted white on dark and tinted black on bright parts of a photograph."""
     tint = rng.uniform(0, INK_TINT, size=3).astype(np.float32)
     return tint if float(patch.mean()) > 128 else 255 - tint

@@ -1,4 +1,4 @@
-"""The demo: embedded data, training, COCO AP, the pipeline, and pictures of what it finds."""
+"""The demo: embedded data, training, COCO AP, the pipeline, and images with the detections."""
 
 import json
 import shutil
@@ -22,18 +22,18 @@ from .digits import make_digits
 
 PICTURES = 12
 THRESHOLD = 0.3
-DRAWN_SIDE = 384  # pixels: small pictures are enlarged before names cover their digits
+DRAWN_SIDE = 384  # pixels: small images are enlarged before names cover their digits
 
 
 def run_demo(recipe: str | Path, output_dir: Path, train_images: int, val_images: int, size: int, **overrides) -> dict:
-    """Make the digits, train on them, measure AP, detect digits on validation pictures and draw them.
+    """Make the digits, train on them, measure AP, detect digits in validation images and draw them.
 
     Args:
         recipe: settings of the training: name of a recipe, or a file.
         output_dir: receives `digits/`, `model/`, `evaluation/`, `pictures/` and `demo.json`; what an earlier demo left
             there is replaced.
-        train_images, val_images: pictures of each split.
-        size: side of the square pictures in pixels.
+        train_images, val_images: number of images of each split.
+        size: side of the square images in pixels.
         overrides: training settings that replace the recipe's.
 
     Returns:

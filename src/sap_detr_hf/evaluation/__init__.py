@@ -1,1 +1,1 @@
-"""COCO AP of a model and the report about it."""
+"""Measure the COCO AP of a model and write a report."""

@@ -1,4 +1,4 @@
-"""COCOeval of the boxes of one category, by pycocotools or, to the last digit equal but faster, by faster-coco-eval."""
+"""COCOeval for the boxes of one category, with pycocotools or faster-coco-eval (the same digits, faster)."""
 
 import contextlib
 import io

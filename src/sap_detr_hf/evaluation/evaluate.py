@@ -1,4 +1,4 @@
-"""Predicting a data set on any number of processes, and its COCO AP."""
+"""Predict a data set on any number of processes and measure its COCO AP."""
 
 import math
 import time
@@ -87,7 +87,7 @@ def evaluate_detections(
 
     Each image is predicted once: batches are numbered, and process i of n takes the batches i, i + n, i + 2n, ... The
     batches do not depend on the number of processes, so neither do the numbers. By default only images of one size
-    (after resizing) share a batch: without padding an image's result does not depend on its neighbours, so the numbers
+    (after resizing) share a batch: without padding an image's result does not depend on its neighbors, so the numbers
     do not depend on the batch size either, up to rounding.
 
     Nothing of the training is touched: neither the random state nor which modules are in training mode.
@@ -142,7 +142,7 @@ def evaluate_detections(
 class EvaluationImages(torch.utils.data.Dataset):
     """Images of a data set's rows, prepared for the model.
 
-    An image that cannot be read is one even colour and carries its error: every process runs its batch to the end, and
+    An image that cannot be read is one even color and carries its error: every process runs its batch to the end, and
     all raise together afterwards, where a lone exception would leave the others waiting.
 
     Args:

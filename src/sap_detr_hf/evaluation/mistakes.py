@@ -1,4 +1,4 @@
-"""Which detections are right: matched with the true boxes, and what each score threshold makes of them."""
+"""Match detections with ground-truth boxes; count right and wrong ones at each score threshold."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from pycocotools import mask as mask_api
 from .coco_metric import CocoMetric, GroundTruth
 
 MATCH_IOU = 0.5
-LEAST_SCORE = 0.01  # weaker detections are of no use at any threshold
+LEAST_SCORE = 0.01  # detections with lower scores are ignored at every threshold
 RIGHT, FALSE, EXCUSED = 1, 0, -1  # what a detection is; excused ones lie in crowd regions
 
 

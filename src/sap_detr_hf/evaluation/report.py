@@ -1,4 +1,4 @@
-"""An evaluation from model and data to its report: numbers, predictions, tables, plots, mistakes, the worst images."""
+"""Evaluate a model on data and write the report: metrics, predictions, tables, plots, mistakes, the worst images."""
 
 import json
 import math
@@ -217,7 +217,7 @@ def plot_thresholds(path: str | os.PathLike, curve: ThresholdCurve) -> Figure:
     for name, values in (("precision", curve.precision), ("recall", curve.recall), ("F1", curve.f1)):
         axes.plot(curve.scores, values, label=name)
     if best is not None:
-        axes.axvline(best["threshold"], color="grey", linestyle=":", label=f"highest F1: {best['threshold']:.2f}")
+        axes.axvline(best["threshold"], color="gray", linestyle=":", label=f"highest F1: {best['threshold']:.2f}")
     axes.set_title(f"all classes together, IoU {MATCH_IOU:.2f}")
     axes.grid(alpha=0.3)
     axes.legend()
@@ -231,13 +231,13 @@ def draw_worst_images(
     """Draws the images with the most mistakes, truth on the left and detections on the right.
 
     Args:
-        directory: is created; the pictures are called worst_01_image_{image id}.jpg and so on.
+        directory: is created; the images are called worst_01_image_{image id}.jpg and so on.
         dataset: rows as in `DetectionData.dataset`.
         predictions: of its images, with their truth.
-        count: number of pictures.
+        count: number of images.
 
     Returns:
-        One dict a picture: image_id, missed, false, file.
+        One dict per image: image_id, missed, false, file.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)

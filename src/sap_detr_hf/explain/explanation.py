@@ -1,4 +1,4 @@
-"""What a model computed on the way to one detection: its point, sides and boxes per layer, where its heads looked.
+"""Record how a model computes one detection: point, sides and boxes of each layer, and the attention of each head.
 
 Everything comes from one ordinary forward pass: the model's outputs, and forward hooks on the side-directed Gaussian
 and on the cross-attention, or on SAP-DINO-DETR's sampling. Drawing is in `figures.py`. Letters in shape comments:
@@ -78,14 +78,14 @@ class GaussianExplanation(Explanation):
 
     Args:
         gaussian: (H, h, w) the side-directed Gaussian's weights in [0, 1], by which attention is multiplied before it
-            is normalised.
-        gaussian_centres: (H, 2) x, y of each head's Gaussian, between the entered point and the sides it started from.
+            is normalized.
+        gaussian_centers: (H, 2) x, y of each head's Gaussian, between the entered point and the sides it started from.
         gaussian_widths: (H, 2) its standard deviations along x and y.
     """
 
     heads: ClassVar[str] = "gaussian"
     gaussian: np.ndarray
-    gaussian_centres: np.ndarray
+    gaussian_centers: np.ndarray
     gaussian_widths: np.ndarray
 
 
@@ -344,7 +344,7 @@ class GaussianObservation:
         token_size = np.array(map_size, dtype=np.float32) / [columns, rows]
         return {
             "gaussian": _array(seen["gaussian"][0, :, query].float().exp()).reshape(-1, rows, columns),
-            "gaussian_centres": _array(seen["centres"][0, query]) * token_size,
+            "gaussian_centers": _array(seen["centers"][0, query]) * token_size,
             "gaussian_widths": _array(seen["widths"][0, query]) * token_size,
             "attention": _array(seen["attention"][0, :, query]).reshape(-1, rows, columns),
             "map_size": map_size,
@@ -354,9 +354,9 @@ class GaussianObservation:
 def _gaussian_shape(
     module: Any, hidden_states: torch.Tensor, points: torch.Tensor, sides: torch.Tensor, extent: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    """Centre and standard deviation of the heads' Gaussians, (B, N, H, 2) both, in feature-map pixels."""
-    centres, inverse_width = module.place(module.proj(hidden_states), points, sides, extent)
-    return {"centres": centres, "widths": 2 / inverse_width.abs().clamp(min=1e-6)}  # exp(-(d a)^2 / 8)
+    """Center and standard deviation of the heads' Gaussians, (B, N, H, 2) both, in feature-map pixels."""
+    centers, inverse_width = module.place(module.proj(hidden_states), points, sides, extent)
+    return {"centers": centers, "widths": 2 / inverse_width.abs().clamp(min=1e-6)}  # exp(-(d a)^2 / 8)
 
 
 def _layer_boxes(predictions: dict[str, torch.Tensor], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

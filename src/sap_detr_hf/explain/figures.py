@@ -1,8 +1,8 @@
-"""Pictures of what `explanation.py` found; every `draw_` function takes an explanation and returns an RGB PIL image.
+"""Figures of an explanation (`explanation.py`); every `draw_` function takes one and returns an RGB PIL image.
 
-`draw_explanation` shows the idea at a glance; `draw_reference_points`, `draw_sides`, `draw_layers`, `draw_heads`,
-`draw_attention` and `draw_matching` one thing each. The color of a cell or sampling point is that of its level of the
-feature pyramid, see `LEVEL_COLORS`. Needs matplotlib.
+`draw_explanation` gives an overview; `draw_reference_points`, `draw_sides`, `draw_layers`, `draw_heads`,
+`draw_attention` and `draw_matching` show one part each. The color of a cell or sampling point is that of its level of
+the feature pyramid, see `LEVEL_COLORS`. Needs matplotlib.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from matplotlib.patches import Ellipse, Rectangle
 from matplotlib.patheffects import withStroke
 from PIL import Image
 
-from ..drawing import label_colour
+from ..drawing import label_color
 from ..fonts import font_file
 from .explanation import Explanation, GaussianExplanation, MatchingExplanation, SamplingExplanation
 
@@ -72,10 +72,10 @@ def draw_layers(explanation: Explanation) -> Image.Image:
     for step, panel in enumerate(canvas.panels):
         canvas.title(step, titles[step])
         _draw_cell(panel, explanation)
-        _draw_box(panel, boxes[step], _colour(explanation.label))
+        _draw_box(panel, boxes[step], _color(explanation.label))
         _draw_arrows(panel, way[step], boxes[step])
         _draw_way(panel, way[: step + 1])
-        _draw_point(panel, way[step], _colour(explanation.label))
+        _draw_point(panel, way[step], _color(explanation.label))
     return canvas.picture()
 
 
@@ -121,13 +121,13 @@ def draw_matching(matching: MatchingExplanation) -> Image.Image:
         canvas.title(layer, f"layer {layer}")
         _draw_all_cells(panel, matching.all_cells, matching.cell_levels)
         for column, name in enumerate(matching.true_labels):
-            colour = matplotlib.colormaps["tab10"](column % 10)
+            color = matplotlib.colormaps["tab10"](column % 10)
             point, truth = matching.points[layer, column], matching.true_boxes[column]
-            _rectangle(panel, matching.cells[layer, column], facecolor=colour, alpha=0.4)
-            _draw_box(panel, matching.boxes[layer, column], colour, width=1.0)
-            _draw_box(panel, truth, colour, width=2.5, linestyle="--")
-            _draw_point(panel, point, colour)
-            _write(panel, truth[:2], f"{name}: query {matching.queries[layer, column]}", colour)
+            _rectangle(panel, matching.cells[layer, column], facecolor=color, alpha=0.4)
+            _draw_box(panel, matching.boxes[layer, column], color, width=1.0)
+            _draw_box(panel, truth, color, width=2.5, linestyle="--")
+            _draw_point(panel, point, color)
+            _write(panel, truth[:2], f"{name}: query {matching.queries[layer, column]}", color)
     return canvas.picture()
 
 
@@ -150,11 +150,11 @@ def heat_over_image(heat: np.ndarray, size: tuple[int, int], map_size: tuple[flo
 
 
 def blend_heat(image: Image.Image, heat: np.ndarray) -> Image.Image:
-    """The image in grey with `heat` (height, width) in [0, 1] glowing over it."""
-    grey = np.asarray(image.convert("L"), dtype=np.float32)[..., None] * 0.6
-    colour = matplotlib.colormaps["inferno"](heat.clip(0, 1))[..., :3] * 255  # (height, width, 3)
+    """The image in gray with `heat` (height, width) in [0, 1] glowing over it."""
+    gray = np.asarray(image.convert("L"), dtype=np.float32)[..., None] * 0.6
+    color = matplotlib.colormaps["inferno"](heat.clip(0, 1))[..., :3] * 255  # (height, width, 3)
     share = 0.85 * heat.clip(0, 1)[..., None] ** 0.6
-    return Image.fromarray((grey * (1 - share) + colour * share).round().astype(np.uint8))
+    return Image.fromarray((gray * (1 - share) + color * share).round().astype(np.uint8))
 
 
 class _Canvas:
@@ -191,8 +191,8 @@ def _show(panel: Axes, image: Image.Image) -> None:
     panel.imshow(image, extent=(0, image.width, image.height, 0), aspect="auto", interpolation="bicubic")
 
 
-def _colour(label: str) -> tuple[float, ...]:
-    return tuple(value / 255 for value in label_colour(label))
+def _color(label: str) -> tuple[float, ...]:
+    return tuple(value / 255 for value in label_color(label))
 
 
 def _draw_grid(panel: Axes, explanation: Explanation) -> None:
@@ -200,9 +200,9 @@ def _draw_grid(panel: Axes, explanation: Explanation) -> None:
     _draw_all_cells(panel, explanation.cells, explanation.cell_levels)
     for rank, label in enumerate(detections.labels):
         cell = explanation.cells[int(detections.queries[rank])]
-        _rectangle(panel, cell, facecolor=_colour(label), alpha=0.45)
-        _draw_box(panel, detections.boxes[rank].numpy(), _colour(label), width=1.5)
-        _draw_point(panel, detections.points[rank].numpy(), _colour(label))
+        _rectangle(panel, cell, facecolor=_color(label), alpha=0.45)
+        _draw_box(panel, detections.boxes[rank].numpy(), _color(label), width=1.5)
+        _draw_point(panel, detections.points[rank].numpy(), _color(label))
 
 
 def _draw_all_cells(panel: Axes, cells: np.ndarray, levels: np.ndarray) -> None:
@@ -217,10 +217,10 @@ def _draw_all_cells(panel: Axes, cells: np.ndarray, levels: np.ndarray) -> None:
 def _draw_sides(panel: Axes, explanation: Explanation) -> None:
     point, box = explanation.points[-1], explanation.boxes[-1]
     _draw_cell(panel, explanation)
-    _draw_box(panel, box, _colour(explanation.label))
+    _draw_box(panel, box, _color(explanation.label))
     _draw_arrows(panel, point, box)
     _write(panel, box[:2], f"{explanation.label} {explanation.scores[-1]:.2f}", "black")
-    _draw_point(panel, point, _colour(explanation.label))
+    _draw_point(panel, point, _color(explanation.label))
 
 
 @singledispatch
@@ -240,18 +240,18 @@ def _(explanation: SamplingExplanation, panel: Axes) -> str:
 
 @_draw_all_heads.register
 def _(explanation: GaussianExplanation, panel: Axes) -> str:
-    # From the point to the centre of each head's Gaussian, and the line of one standard deviation around it
+    # From the point to the center of each head's Gaussian, and the line of one standard deviation around it
     _darken(panel, explanation)
     start = explanation.entered_points[explanation.layer]
     _draw_entered_box(panel, explanation)
-    for head, (centre, widths) in enumerate(
-        zip(explanation.gaussian_centres, explanation.gaussian_widths, strict=True)
+    for head, (center, widths) in enumerate(
+        zip(explanation.gaussian_centers, explanation.gaussian_widths, strict=True)
     ):
-        colour = matplotlib.colormaps["Set2"](head % 8)
-        panel.plot([start[0], centre[0]], [start[1], centre[1]], color=colour, linewidth=1.4)
-        panel.add_patch(Ellipse(tuple(centre), *(2 * widths), facecolor=(*colour[:3], 0.25), edgecolor=colour))
-        panel.scatter(centre[0], centre[1], s=14, color=[colour], zorder=4)
-    _draw_point(panel, start, _colour(explanation.label))
+        color = matplotlib.colormaps["Set2"](head % 8)
+        panel.plot([start[0], center[0]], [start[1], center[1]], color=color, linewidth=1.4)
+        panel.add_patch(Ellipse(tuple(center), *(2 * widths), facecolor=(*color[:3], 0.25), edgecolor=color))
+        panel.scatter(center[0], center[1], s=14, color=[color], zorder=4)
+    _draw_point(panel, start, _color(explanation.label))
     return "A Gaussian leads each head\nfrom the point to the sides"
 
 
@@ -259,7 +259,7 @@ def _draw_samples(panel: Axes, explanation: SamplingExplanation, first: int, end
     """The sampling points of the heads from `first` on, their area by their weight, and the box they started from."""
     _darken(panel, explanation)
     _draw_entered_box(panel, explanation)
-    _draw_point(panel, explanation.entered_points[explanation.layer], _colour(explanation.label))
+    _draw_point(panel, explanation.entered_points[explanation.layer], _color(explanation.label))
     points, weights = explanation.sampling_points[first:end], explanation.sampling_weights[first:end]
     largest = weights.max()
     for level in range(points.shape[1]):
@@ -281,7 +281,7 @@ def _draw_heat(panel: Axes, explanation: Explanation, heat: np.ndarray, highest:
     blended = blend_heat(explanation.image, values / (highest or values.max() or 1.0))
     _show(panel, blended)
     _draw_entered_box(panel, explanation)
-    _draw_point(panel, explanation.entered_points[explanation.layer], _colour(explanation.label))
+    _draw_point(panel, explanation.entered_points[explanation.layer], _color(explanation.label))
 
 
 def _draw_entered_box(panel: Axes, explanation: Explanation) -> None:
@@ -295,10 +295,10 @@ def _draw_cell(panel: Axes, explanation: Explanation) -> None:
     _rectangle(panel, cell, fill=False, edgecolor=color, linestyle=":", linewidth=1)
 
 
-def _draw_box(panel: Axes, box: np.ndarray, colour: str | tuple, width: float = 2.0, linestyle: str = "-") -> None:
+def _draw_box(panel: Axes, box: np.ndarray, color: str | tuple, width: float = 2.0, linestyle: str = "-") -> None:
     if linestyle == "-":  # a rim, so that it stands out on any background
         _rectangle(panel, box, fill=False, linewidth=width + 1.2, edgecolor="black", alpha=0.75)
-    _rectangle(panel, box, fill=False, linewidth=width, edgecolor=colour, linestyle=linestyle)
+    _rectangle(panel, box, fill=False, linewidth=width, edgecolor=color, linestyle=linestyle)
 
 
 def _rectangle(panel: Axes, box: np.ndarray, **style) -> None:
@@ -327,8 +327,8 @@ def _draw_way(panel: Axes, way: Sequence[np.ndarray]) -> None:
     panel.scatter(x[:-1], y[:-1], s=9, color="cyan", edgecolor="black", linewidth=0.5, zorder=4)
 
 
-def _draw_point(panel: Axes, point: np.ndarray, colour: str | tuple) -> None:
-    for size, face, edge, width in ((38, colour, "white", 1.4), (62, "none", "black", 0.8)):
+def _draw_point(panel: Axes, point: np.ndarray, color: str | tuple) -> None:
+    for size, face, edge, width in ((38, color, "white", 1.4), (62, "none", "black", 0.8)):
         panel.scatter(
             point[0], point[1], s=size, facecolor=face, edgecolor=edge, linewidth=width, zorder=5, clip_on=False
         )

@@ -1,4 +1,4 @@
-"""An explanation from model and image to a folder of pictures and numbers."""
+"""Explain a detection and write the figures and numbers to a folder."""
 
 import json
 from pathlib import Path
@@ -82,7 +82,7 @@ def true_boxes(
     coco.findings.refuse_errors(annotation_file, ERRORS.keys() - FILE_ERRORS - {"no categories"}, "explained")
     places = [i for i, name in enumerate(coco.file_names) if Path(name.replace("\\", "/")).name == image.name]
     if len(places) != 1:
-        raise ValueError(f"{annotation_file} lists {len(places)} images of the name {image.name}, not one.")
+        raise ValueError(f"{annotation_file} lists {len(places)} images named {image.name}, not one.")
     own = (coco.boxes.image == places[0]) & ~coco.boxes.crowd
     corners = coco.boxes.boxes[own]  # (n, 4) x, y, width, height
     corners[:, 2:] += corners[:, :2]

@@ -1,4 +1,4 @@
-"""Where a query of SAP-DINO-DETR looked: the sampling points of its heads on all levels, and its attention as a map.
+"""Record the attention of a query of SAP-DINO-DETR: sampling points of its heads on all levels, and attention map.
 
 Letters in shape comments: D decoder layers, N queries, H heads, L levels, M sampling points of a head on a level.
 """

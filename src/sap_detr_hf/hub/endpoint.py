@@ -1,4 +1,4 @@
-"""What a model's repository holds more to run on Hugging Face Inference Endpoints."""
+"""Additional files in a model repository for Hugging Face Inference Endpoints."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""A saved model to the Hugging Face Hub: checked, with its code and its card, in one commit."""
+"""Check a saved model and upload it to the Hugging Face Hub with its code and card, in one commit."""
 
 import json
 import os
@@ -203,7 +203,7 @@ def weight_files(model_dir: str | os.PathLike) -> list[Path]:
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index} is no index of weights: save the model again.") from error
+        raise ValueError(f"{index} is not a weight index: save the model again.") from error
     missing = [name for name in names if not (model_dir / name).is_file()]
     if missing:
         raise FileNotFoundError(f"{index} names {missing[0]}, which is not in {model_dir}.")
@@ -245,9 +245,9 @@ def check_repo_id(repo_id: str) -> None:
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise ValueError(f"{repo_id!r} is no repository name: {error}") from error
+        raise ValueError(f"{repo_id!r} is not a repository name: {error}") from error
     if "/" not in repo_id:
-        raise ValueError(f"Name the repository with its owner: YOUR_NAME/{repo_id} instead of {repo_id}.")
+        raise ValueError(f"Give the repository with its owner: YOUR_NAME/{repo_id} instead of {repo_id}.")
 
 
 class HubRepository:

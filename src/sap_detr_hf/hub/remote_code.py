@@ -1,4 +1,4 @@
-"""The model's code beside its weights, so that a model loads with `trust_remote_code=True` where no package is."""
+"""Copy the model's code beside its weights, so that `trust_remote_code=True` loads it without this package."""
 
 import inspect
 import json

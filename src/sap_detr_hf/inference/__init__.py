@@ -1,1 +1,1 @@
-"""From images, files and videos to detections."""
+"""Detect objects in images, files and videos."""

@@ -1,4 +1,4 @@
-"""From images to detections: the one way that evaluation, prediction, explanations and the page take."""
+"""Detect objects in images: shared by evaluation, prediction, explanations and the browser page."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence

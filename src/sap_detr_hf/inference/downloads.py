@@ -1,4 +1,4 @@
-"""Files from http(s) addresses, within limits of time and size."""
+"""Download files from http(s) URLs, with limits on time and size."""
 
 import time
 import urllib.error

@@ -1,4 +1,4 @@
-"""Predicting any number of images: opened ahead, batched by size, written one by one."""
+"""Predict any number of images: load them in advance, batch them by size, write them one by one."""
 
 import sys
 from collections import deque
@@ -54,7 +54,7 @@ class PreparedImage:
         number: its place among all images, from 1.
         image: upright RGB.
         inputs: see [`prepare_image`]; none where it is detected in slices.
-        error: why there is no image.
+        error: reason why the image cannot be read.
     """
 
     source: InputImage
@@ -122,7 +122,7 @@ def predict(settings: PredictionSettings) -> PredictionSummary:
 class Predictor:
     """Detections of any number of images, with a bounded number of them in memory.
 
-    Images of different size never share a batch: where none is padded for its neighbours, none depends on them.
+    Images of different size never share a batch: where none is padded for its neighbors, none depends on them.
     """
 
     def __init__(self, model: SapDetrPreTrainedModel, image_processor: Any, settings: PredictionSettings):

@@ -1,4 +1,4 @@
-"""What a prediction leaves in its folder, written image by image."""
+"""Write the results of a prediction to its folder, image by image."""
 
 import json
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from .sources import InputImage, short_name
 FILES = ("detections.jsonl", "predictions.json", "failed.jsonl")
 PICTURES = "pictures"
 JPEG_QUALITY = 90
-LEAST_SIDE = 400  # pixels of a picture: smaller images are enlarged
+LEAST_SIDE = 400  # pixels: smaller images are enlarged before drawing
 
 
 class PredictionResults:
@@ -30,7 +30,7 @@ class PredictionResults:
     Args:
         output: an existing folder.
         category_ids: the data set's own id of each class index; None where the class index is that id.
-        draw: whether to write pictures.
+        draw: whether to write images with boxes.
     """
 
     def __init__(self, output: Path, category_ids: Sequence[int] | None = None, draw: bool = True):

@@ -1,4 +1,4 @@
-"""Detection in overlapping slices of a picture through SAHI, for objects that are small in large pictures."""
+"""Detect small objects in large images in overlapping slices, with SAHI."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,26 +27,26 @@ except ImportError as error:
 # On a machine with a GPU SAHI would suppress on its first one and set CUDA_VISIBLE_DEVICES for all child processes.
 set_postprocess_backend("numpy")
 
-TOP_K = 1000  # detections of a picture: a large one shows more than 300 objects; COCO AP counts 100 of each class
+TOP_K = 1000  # detections per image: a large one shows more than 300 objects; COCO AP counts 100 of each class
 OVERLAP = 0.2
 CUT_MARGIN = 0.01  # of a slice: what ends closer to its border is taken to be cut there
 
 
 class SlicedDetector:
-    """A detector run on overlapping slices of each picture, on request also on the whole picture.
+    """A detector run on overlapping slices of each image, on request also on the whole image.
 
     Parts of objects that the next slice shows better are dropped, see [`seen_better_next_door`]. Then duplicates are
     suppressed class by class, never merged, so that box, score and salient point of a detection come from one
-    prediction. A picture that is no larger than a slice is detected as without slices.
+    prediction. An image that is no larger than a slice is detected as without slices.
 
     Args:
         detector: its threshold and `top_k` hold for each slice.
-        size: width and height of a slice in pixels of the picture.
+        size: width and height of a slice in pixels of the image.
         overlap: share of a slice that the next one repeats, at least 0 and below 1: best as wide as an object.
-        whole_image: detect in the whole picture as well, for objects larger than a slice.
+        whole_image: detect in the whole image as well, for objects larger than a slice.
         batch_size: slices that run together.
         nms: IoU above which the lower score of two detections of a class is dropped.
-        top_k: detections of a picture at most, over all classes.
+        top_k: largest number of detections per image, over all classes.
     """
 
     def __init__(
@@ -111,11 +111,11 @@ class SahiDetectionModel(DetectionModel):
 
     Args:
         detector: its threshold is SAHI's `confidence_threshold`.
-        name: what messages call the picture.
+        name: name of the image in messages.
         overlap: pixels that neighboring slices share.
 
     Attributes:
-        found: detections of all slices so far, in pixels of the picture.
+        found: detections of all slices so far, in pixels of the image.
     """
 
     def __init__(self, detector: Detector, name: str = "the image", overlap: int = 0):
@@ -143,7 +143,7 @@ class SahiDetectionModel(DetectionModel):
         self.category_mapping = {str(index): name for index, name in id2label.items()}
 
     def perform_inference(self, image: np.ndarray) -> None:
-        """Detect in the whole picture (height, width, 3), RGB."""
+        """Detect in the whole image (height, width, 3), RGB."""
         self._original_predictions = self._detect([image])
 
     def perform_batch_inference(self, images: list[np.ndarray]) -> None:
@@ -191,7 +191,7 @@ class SlicePrediction(ObjectPrediction):
     """SAHI's form of a detection.
 
     Args:
-        place: position among all detections of the picture.
+        place: position among all detections of the image.
         bbox: x1, y1, x2, y2 in pixels.
         fields: see SAHI.
     """
@@ -201,7 +201,7 @@ class SlicePrediction(ObjectPrediction):
         self.place = place
 
     def get_shifted_object_prediction(self) -> "SlicePrediction":
-        """The prediction in pixels of the picture; SAHI's own would lose its place."""
+        """The prediction in pixels of the image; SAHI's own would lose its place."""
         box = self.bbox.get_shifted_box().to_xyxy()
         category = {"category_id": self.category.id, "category_name": self.category.name}
         return SlicePrediction(self.place, box, score=self.score.value, **category)
@@ -215,8 +215,8 @@ def seen_better_next_door(
     Args:
         boxes: (n, 4) x1, y1, x2, y2 in pixels of the slice.
         size: width and height of the slice.
-        shift: x and y of its left top corner in the picture.
-        picture: width and height of the picture.
+        shift: x and y of its left top corner in the image.
+        picture: width and height of the image.
         overlap: pixels that neighboring slices share.
 
     Returns:

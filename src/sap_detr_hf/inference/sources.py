@@ -1,7 +1,7 @@
-"""What can be predicted: files, folders, patterns, http(s) addresses, video files, and the images of a COCO JSON.
+"""Inputs of a prediction: files, folders, patterns, http(s) addresses, video files, and the images of a COCO JSON.
 
-Every source is walked lazily. An image is opened when its turn comes, so that memory holds a few images however many
-there are. What turns out to be broken raises when it is loaded, not while walking.
+All sources are lazy: an image is opened only when it is needed, so memory holds only a few images at a time. A broken
+image raises an error when it is loaded, not when the source lists it.
 """
 
 import glob
@@ -72,10 +72,10 @@ class InputImages:
         self.coco_images: list[ListedImage] | None = None
         if any(_is_coco(text) for text in inputs):
             if len(inputs) > 1:
-                raise ValueError("A COCO JSON brings its own image ids: give it alone, without other inputs.")
+                raise ValueError("A COCO JSON has its own image ids: give it alone, without other inputs.")
             self.coco_images = read_coco_images(Path(inputs[0]), image_folder)
         elif image_folder:
-            raise ValueError("An image folder belongs to a COCO JSON; the inputs hold none.")
+            raise ValueError("`images` is the image folder of a COCO JSON, but the inputs hold none.")
 
     def count(self) -> int | None:
         """Number of images, None where a video does not say how many frames it has.

@@ -1,1 +1,1 @@
-"""The model: exactly the files that travel with it to the Hub."""
+"""The model: exactly the files that are uploaded with it to the Hub."""

@@ -1,5 +1,5 @@
 # Copyright 2026 The sap_detr_hf authors. Licensed under the Apache License, Version 2.0.
-"""What all attentions of SAP-DETR share: heads, transformers' attention interface, the additive position bias."""
+"""Shared code of SAP-DETR's attention layers: heads, transformers' attention interface, the additive position bias."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,7 @@ from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_sap_detr import SapDetrConfig
-from .initialization import initialised
+from .initialization import initialized
 
 
 def eager_attention_forward(
@@ -34,7 +34,7 @@ def eager_attention_forward(
 
 
 class SapDetrAttentionBase(nn.Module):
-    """What the three attentions share: heads, the attention interface, the output projection."""
+    """Base class of the three attention layers: heads, the attention interface, the output projection."""
 
     def __init__(self, config: SapDetrConfig, num_heads: int, scaling: float):
         super().__init__()
@@ -45,9 +45,9 @@ class SapDetrAttentionBase(nn.Module):
         self.out_proj = self.projection("xavier_zero_bias")
 
     def projection(self, rule: str = "xavier", in_width: int | None = None) -> nn.Linear:
-        """A linear layer to the model's width, initialised by a rule."""
+        """A linear layer to the model's width, initialized by a rule."""
         d_model = self.config.d_model
-        return initialised(nn.Linear(in_width or d_model, d_model), rule)  # type: ignore[return-value]
+        return initialized(nn.Linear(in_width or d_model, d_model), rule)  # type: ignore[return-value]
 
     def split_heads(self, states: torch.Tensor) -> torch.Tensor:
         """(B, L, d) -> (B, H, L, d / H)."""

@@ -19,7 +19,7 @@ PUBLISHED_VARIANTS: dict[str, dict[str, Any]] = {
     "r101": {"backbone_config": R101_BACKBONE, "dilation": False},
     "r101-dc5": {"backbone_config": R101_BACKBONE, "dilation": True},
 }
-"""What distinguishes the four published models; all else is the default of [`SapDetrConfig`]."""
+"""Fields of the four published models that differ from the defaults of [`SapDetrConfig`]."""
 
 # Without the released code's point rules, and with results that do not depend on the other images of a batch
 CORRECTED: dict[str, Any] = {
@@ -35,10 +35,10 @@ FURTHER_VARIANTS: dict[str, dict[str, Any]] = {
         **PUBLISHED_VARIANTS["r50"], **CORRECTED, "num_groups": 3, "denoising_pairs": 50, "denoising_box_noise": 1.0
     },
 }  # fmt: skip
-"""Variants of this project, which nobody published weights of: they learn faster, and cost the same in inference."""
+"""Variants of this project, without published weights: they learn faster and cost the same in inference."""
 
 WITHOUT_TRAINING_QUERIES: dict[str, Any] = {"num_groups": 1, "group_content": False, "denoising_pairs": 0}
-"""The fields of a model that has nothing that only training uses."""
+"""Fields that remove all parts used only in training."""
 
 
 @strict
@@ -219,14 +219,14 @@ class SapDetrConfig(DetectorConfigMixin, PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
-        """As [`DetectorConfigMixin`]'s; `query_grid`, `num_queries` and `prediction_grid` give way to a new grid."""
+        """As in [`DetectorConfigMixin`]; a new grid replaces `query_grid`, `num_queries` and `prediction_grid`."""
         if "query_grid" in kwargs or "num_queries" in kwargs:
             grids = ("query_grid", "num_queries", "prediction_grid")
             config_dict = {**config_dict, **{name: kwargs.get(name) for name in grids}}
         return super().from_dict(config_dict, **kwargs)
 
     def validate_query_grid(self):
-        """The grid holds exactly the queries."""
+        """Check that the grid has exactly `num_queries` cells."""
         rows_columns = list(self.query_grid or [])
         if len(rows_columns) != 2 or min(rows_columns) < 1:
             raise ValueError(f"`query_grid` must be [rows, columns], both at least 1, not {self.query_grid}.")
@@ -238,7 +238,7 @@ class SapDetrConfig(DetectorConfigMixin, PreTrainedConfig):
             )
 
     def validate_points(self):
-        """A point that starts in the center stays there until a layer moves it."""
+        """Check that points that start in the center use exact updates."""
         if self.point_start == "center" and self.point_update == "released":
             raise ValueError(
                 '`point_start="center"` needs `point_update="exact"`: the released update moves a point from the '
@@ -246,24 +246,24 @@ class SapDetrConfig(DetectorConfigMixin, PreTrainedConfig):
             )
 
     def validate_groups(self):
-        """There is a group."""
+        """Check that there is at least one group."""
         if self.num_groups < 1:
             raise ValueError(
                 f"`num_groups` = {self.num_groups} must be at least 1: the first group is the model itself."
             )
 
     def validate_prediction_grid(self):
-        """Two positive numbers, if any."""
+        """Check that the grid is None or two positive numbers."""
         grid = self.prediction_grid
         if grid is not None and (len(grid) != 2 or min(grid) < 1):
             raise ValueError(f"`prediction_grid` must be [rows, columns], both at least 1, or None, not {grid}.")
         if grid is not None and self.point_update == "exact":
             raise ValueError(
-                '`prediction_grid` belongs to `point_update="released"`: exact points stay in their own cell.'
+                '`prediction_grid` only works with `point_update="released"`: exact points stay in their own cell.'
             )
 
     def validate_widths(self):
-        """Sine pairs and normalisation groups fit in the width."""
+        """Check that `d_model` is divisible by the sine pairs and GroupNorm groups."""
         if self.d_model % 4:
             raise ValueError(f"`d_model` = {self.d_model} must be a multiple of 4: sine and cosine for both x and y.")
         if self.sample_query_content and self.d_model % 32:
@@ -273,7 +273,7 @@ class SapDetrConfig(DetectorConfigMixin, PreTrainedConfig):
             )
 
     def validate_dilation(self):
-        """Dilation is possible with this backbone."""
+        """Check that the backbone supports dilation."""
         model_type = getattr(self.backbone_config, "model_type", None)
         if self.dilation and model_type != "resnet":
             raise ValueError(

@@ -170,7 +170,7 @@ class SapDinoDetrConfig(DetectorConfigMixin, PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def validate_widths(self):
-        """Normalisation groups fit in the width."""
+        """Normalization groups fit in the width."""
         if self.d_model % 32:
             raise ValueError(f"`d_model` = {self.d_model} must be a multiple of 32, for GroupNorm(32) of each level.")
 

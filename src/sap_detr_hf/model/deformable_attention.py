@@ -14,7 +14,7 @@ from transformers import initialization as init
 from transformers.models.deformable_detr.modeling_deformable_detr import MultiScaleDeformableAttention
 from transformers.utils import is_tracing
 
-from .initialization import initialised
+from .initialization import initialized
 from .token_pyramid import TokenPyramid
 
 QUERIES_AT_ONCE = 1024  # of the CPU's sampling: what is computed of so many stays in the processor's cache
@@ -48,9 +48,9 @@ class SapDinoDetrDeformableAttention(nn.Module):
         super().__init__()
         self.layout = (heads, levels, points)
         self.sampling_offsets = SapDinoDetrSamplingOffsets(d_model, heads, levels, points)
-        self.attention_weights = initialised(nn.Linear(d_model, heads * levels * points), "zero")
-        self.value_proj = initialised(nn.Linear(d_model, d_model), "xavier_zero_bias")
-        self.output_proj = initialised(nn.Linear(d_model, d_model), "xavier_zero_bias")
+        self.attention_weights = initialized(nn.Linear(d_model, heads * levels * points), "zero")
+        self.value_proj = initialized(nn.Linear(d_model, d_model), "xavier_zero_bias")
+        self.output_proj = initialized(nn.Linear(d_model, d_model), "xavier_zero_bias")
         self.sampling = MultiScaleDeformableAttention()  # a kernel of the Hub takes its place where one is used
 
     def locations(self, offsets: torch.Tensor, pyramid: TokenPyramid, **places: torch.Tensor) -> torch.Tensor:

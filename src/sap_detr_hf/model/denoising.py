@@ -1,11 +1,11 @@
 # Copyright 2026 The sap_detr_hf authors. Licensed under the Apache License, Version 2.0.
-"""Denoising queries for salient points: true boxes with disturbed sides, which training restores without matching.
+"""Denoising queries for salient points: true boxes with noise on their sides, which the model removes in training.
 
 The idea is DN-DETR's (arXiv 2203.01305), with DINO's negatives (arXiv 2203.03605); the released SAP-DETR has none. An
-object becomes a query: a point anywhere in its box, sides to its disturbed corners, and its sometimes wrong class as
-content. Half of the queries are negatives, to be told apart from the object. The number of queries is fixed: one
-compiled graph serves all batches. Letters in shape comments: B images, P pairs of a positive and a negative query,
-S = 2 P queries (the positives first), T boxes of the fullest image, K classes, D decoder layers.
+object becomes a query: a point anywhere in its box, sides to its noisy corners, and its class, sometimes a wrong one,
+as content. Half of the queries are negatives: the model must classify them as background. The number of queries is
+fixed: one compiled graph serves all batches. Letters in shape comments: B images, P pairs of a positive and a negative
+query, S = 2 P queries (the positives first), T boxes of the fullest image, K classes, D decoder layers.
 """
 
 from dataclasses import dataclass
@@ -152,8 +152,8 @@ def denoising_loss(
 
     Args:
         predictions: of the denoising queries, (D, B, S, ·), named as in the model's output.
-        queries: what the predictions were made from.
-        num_boxes: what all sums are divided by.
+        queries: denoising queries of the predictions.
+        num_boxes: normalizer of the loss.
         config: coefficients.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What the image processors of both backends share: image modes, released sizes, COCO annotations, best detections."""
+"""Shared code of both image processors: image modes, released sizes, COCO annotations, best detections."""
 
 import math
 import operator
@@ -89,7 +89,7 @@ class SapDetrDetectionProcessing(BaseImageProcessor):
 
         Args:
             images: one or several of PIL image, array or tensor (see the base class), path, URL. Arrays and tensors may
-                be grey (height, width). Where `do_rescale` is on they hold values of [0, 255], floats of [0, 1],
+                be gray (height, width). Where `do_rescale` is on they hold values of [0, 255], floats of [0, 1],
                 booleans or 16-bit unsigned integers; the last three are scaled to 8 bits.
             annotations: per image `{"image_id": int, "annotations": [{"bbox": [x, y, width, height] in pixels of the
                 upright image, "category_id": int, "area": float, "iscrowd": 0 or 1}, ...]}`. Boxes are clipped to the
@@ -201,7 +201,7 @@ class SapDetrDetectionProcessing(BaseImageProcessor):
 
 
 def with_channel_axis(images: Any, axis: int) -> Any:
-    """Images, of which grey arrays and tensors (height, width) get an axis for their one channel.
+    """Images, of which gray arrays and tensors (height, width) get an axis for their one channel.
 
     Raises:
         ValueError: a list is empty.

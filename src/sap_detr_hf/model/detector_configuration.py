@@ -1,5 +1,5 @@
 # Copyright 2026 The sap_detr_hf authors. Licensed under the Apache License, Version 2.0.
-"""What the configurations of all model types share: variants by name, the backbone's own configuration, and checks."""
+"""Shared code of all configurations: variants by name, the backbone's own configuration, and checks."""
 
 import dataclasses
 import difflib
@@ -80,7 +80,7 @@ class DetectorConfigMixin:
             if heads < 1 or self.d_model % heads:
                 raise ValueError(
                     f"`d_model` = {self.d_model} cannot be split into `{side}_attention_heads` = {heads} equal heads: "
-                    "change one of the two so that the division leaves no rest."
+                    "change one of the two so that the division leaves no remainder."
                 )
         if min(self.encoder_layers, self.decoder_layers) < 1:
             raise ValueError("`encoder_layers` and `decoder_layers` must both be at least 1.")
@@ -126,7 +126,7 @@ def check_field_names(config_class: Any, names: Iterable[str]) -> None:
     for name in sorted(_unknown_fields(config_class, names)):
         nearest = difflib.get_close_matches(name, _field_names(config_class), n=1)
         advice = f"the nearest one is `{nearest[0]}`" if nearest else "its docstring lists them"
-        raise ValueError(f"`{name}` is no field of {config_class.__name__}: {advice}.")
+        raise ValueError(f"`{name}` is not a field of {config_class.__name__}: {advice}.")
 
 
 def _field_names(config_class: Any) -> set[str]:

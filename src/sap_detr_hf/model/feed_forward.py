@@ -8,7 +8,7 @@ from torch import nn
 from transformers.activations import ACT2FN
 
 from .configuration_sap_detr import SapDetrConfig
-from .initialization import initialised
+from .initialization import initialized
 
 
 class SapDetrMLP(nn.Module):
@@ -16,8 +16,8 @@ class SapDetrMLP(nn.Module):
 
     def __init__(self, widths: list[int], rule: str = "default", last_rule: str | None = None):
         super().__init__()
-        self.layers = nn.ModuleList(initialised(nn.Linear(a, b), rule) for a, b in pairwise(widths))
-        initialised(self.layers[-1], last_rule or rule)
+        self.layers = nn.ModuleList(initialized(nn.Linear(a, b), rule) for a, b in pairwise(widths))
+        initialized(self.layers[-1], last_rule or rule)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(..., widths[0]) -> (..., widths[-1])."""
@@ -31,8 +31,8 @@ class SapDetrFeedForward(nn.Module):
 
     def __init__(self, config: SapDetrConfig, ffn_dim: int):
         super().__init__()
-        self.fc1 = initialised(nn.Linear(config.d_model, ffn_dim), "xavier")
-        self.fc2 = initialised(nn.Linear(ffn_dim, config.d_model), "xavier")
+        self.fc1 = initialized(nn.Linear(config.d_model, ffn_dim), "xavier")
+        self.fc2 = initialized(nn.Linear(ffn_dim, config.d_model), "xavier")
         self.activation = ACT2FN[config.activation_function]
         self.dropout = nn.Dropout(config.dropout)
         self.layer_norm = nn.LayerNorm(config.d_model)

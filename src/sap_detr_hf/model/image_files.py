@@ -1,4 +1,4 @@
-"""Image files and image modes: from any file to the upright 8-bit RGB picture a person sees."""
+"""Image files and image modes: convert any file to an upright 8-bit RGB image."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -90,7 +90,7 @@ def upright_size(source: ImageSource) -> tuple[int, int, bool]:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Turn a PIL image of any mode into 8-bit RGB, upright by its EXIF orientation.
 
-    Transparency (alpha channel or transparent palette entry) is put on white. 16-bit grey is scaled, not clipped. Modes
+    Transparency (alpha channel or transparent palette entry) is put on white. 16-bit gray is scaled, not clipped. Modes
     "I" (32-bit integers) and "F" (float) state no range; it is taken to be the smallest of [0, 1] ("F" only), [0, 255]
     and [0, 65535] that holds all values, otherwise the lowest value becomes black and the highest white.
 

@@ -9,7 +9,7 @@ from .detection_processing import SapDetrDetectionProcessing, SapDetrImageProces
 class SapDetrImageProcessorPil(SapDetrDetectionProcessing, DeformableDetrImageProcessorPil):
     """The same as `SapDetrImageProcessor` for machines without torchvision: resizes with PIL, as the released code did.
 
-    Resizes to shortest 800 / longest 1333 pixels by the released rule, normalises by ImageNet's mean and deviation, and
+    Resizes to shortest 800 / longest 1333 pixels by the released rule, normalizes by ImageNet's mean and deviation, and
     pads to the batch's largest height and width. Both save as `SapDetrImageProcessor`.
     """
 

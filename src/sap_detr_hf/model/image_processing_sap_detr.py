@@ -11,7 +11,7 @@ from .detection_processing import SapDetrDetectionProcessing, SapDetrImageProces
 class SapDetrImageProcessor(SapDetrDetectionProcessing, DeformableDetrImageProcessor):  # type: ignore[misc]
     """Turns images and COCO annotations into SAP-DETR's input, and its output into detections, with torchvision.
 
-    Resizes to shortest 800 / longest 1333 pixels by the released rule, normalises by ImageNet's mean and deviation, and
+    Resizes to shortest 800 / longest 1333 pixels by the released rule, normalizes by ImageNet's mean and deviation, and
     pads to the batch's largest height and width. See [`SapDetrDetectionProcessing.preprocess`] and
     [`SapDetrDetectionProcessing.post_process_object_detection`].
     """

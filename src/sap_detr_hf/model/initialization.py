@@ -9,7 +9,7 @@ from transformers import initialization as init
 PRIOR_BIAS = -math.log(99)  # a class or object is predicted with probability 0.01 at first
 
 
-def initialised(module: nn.Module, rule: str) -> nn.Module:
+def initialized(module: nn.Module, rule: str) -> nn.Module:
     """Mark a leaf module for `_init_weights`: transformers visits only leaves of models outside its own tree."""
     module.sap_init = rule  # type: ignore[assignment]
     return module

@@ -2,7 +2,7 @@
 """Matching and loss of SAP-DETR, for all decoder layers at once.
 
 One cost tensor of shape (layers, batch, queries, most boxes of an image) and one transfer to the CPU serve the
-matching of every layer; nothing here needs another synchronisation with the device. Letters in shape comments:
+matching of every layer; nothing here needs another synchronization with the device. Letters in shape comments:
 D layers, B images, N queries, K classes, T boxes of the fullest image, S boxes of all images.
 """
 
@@ -57,8 +57,8 @@ class PaddedTargets:
 
 def corners_from_boxes(boxes: torch.Tensor) -> torch.Tensor:
     """(..., 4) center x, center y, width, height -> (..., 4) x1, y1, x2, y2."""
-    centre, size = boxes.split(2, dim=-1)
-    return torch.cat([centre - size / 2, centre + size / 2], dim=-1)
+    center, size = boxes.split(2, dim=-1)
+    return torch.cat([center - size / 2, center + size / 2], dim=-1)
 
 
 def iou_and_giou(corners: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -143,7 +143,7 @@ def match_queries(
                 f"{_image_name(label)} has {count} boxes but the model has only {num_queries} queries: "
                 "use a larger `query_grid`, or remove boxes from this image."
             )
-    costs = matching_cost(predictions, targets, config).cpu().numpy()  # the one synchronisation of a training step
+    costs = matching_cost(predictions, targets, config).cpu().numpy()  # the one synchronization of a training step
     for label, count, cost in zip(labels, targets.counts, costs[0], strict=True):
         if count and (cost[:, :count] == float("inf")).any():
             _raise_unusable(label, predictions.logits.shape[-1])
@@ -224,7 +224,7 @@ def objectness_focal_loss(logits: torch.Tensor, quality: torch.Tensor, config: S
     return alpha * distance**config.focal_gamma * cross_entropy
 
 
-def normaliser(labels: list[dict[str, torch.Tensor]], device: torch.device) -> torch.Tensor:
+def normalizer(labels: list[dict[str, torch.Tensor]], device: torch.device) -> torch.Tensor:
     """Boxes in the batch of all processes / number of processes, at least 1, without a transfer from the device."""
     total = torch.full((), float(sum(len(label["class_labels"]) for label in labels)), device=device)
     if is_accelerate_available():
@@ -334,7 +334,7 @@ def sap_detr_loss(
     with torch.autocast(device.type, enabled=False):
         targets = pad_targets(labels, logits.shape[-1], device)
         matches = match_queries(predictions, targets, labels, config)
-        divisor = normaliser(labels, device) if num_boxes is None else num_boxes
+        divisor = normalizer(labels, device) if num_boxes is None else num_boxes
         losses = layer_losses(predictions, targets, matches, divisor, config)
     if num_groups > 1:
         by_group = {name: values.view(layers, num_groups) for name, values in losses.items()}

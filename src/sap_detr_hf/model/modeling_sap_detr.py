@@ -23,8 +23,8 @@ from .backbone import build_backbone
 from .configuration_sap_detr import SapDetrConfig
 from .denoising import DenoisingQueries, denoising_loss, denoising_queries
 from .feed_forward import SapDetrFeedForward, SapDetrMLP
-from .initialization import initialised
-from .loss import check_labels, normaliser, sap_detr_loss
+from .initialization import initialized
+from .loss import check_labels, normalizer, sap_detr_loss
 from .outputs import SapDetrDecoderOutput, SapDetrModelOutput, SapDetrObjectDetectionOutput
 from .positions import sine_embedding, spatial_position_embedding
 from .pretrained_model import SapDetrPreTrainedModel
@@ -430,7 +430,7 @@ class SapDetrModel(SapDetrPreTrainedModel):
         """Encode images and decode the queries.
 
         Args:
-            pixel_values: (B, 3, height, width), normalised.
+            pixel_values: (B, 3, height, width), normalized.
             pixel_mask: (B, height, width), 1 = image, 0 = padding; `None` when there is no padding.
             denoising: further queries of a training step.
         """
@@ -492,7 +492,7 @@ class SapDetrForObjectDetection(SapDetrPreTrainedModel):
             SapDetrMLP([d_model] * 3 + [config.num_labels], last_rule="prior")
             for _ in range(min(config.decoder_layers, 2))
         )
-        self.objectness_head = initialised(nn.Linear(d_model, 1), "prior")
+        self.objectness_head = initialized(nn.Linear(d_model, 1), "prior")
         self.denoising_class_embedding: nn.Embedding | None = None
         if config.denoising_pairs:
             self.denoising_class_embedding = nn.Embedding(config.num_labels, d_model)
@@ -533,11 +533,11 @@ class SapDetrForObjectDetection(SapDetrPreTrainedModel):
         """Detect objects.
 
         Args:
-            pixel_values: (batch, 3, height, width), normalised images, padded at the right and bottom.
+            pixel_values: (batch, 3, height, width), normalized images, padded at the right and bottom.
             pixel_mask: (batch, height, width), 1 = image, 0 = padding; `None` when there is no padding.
             labels: one dict per image with `class_labels` (n,) int64 and `boxes` (n, 4) float, center x, center y,
                 width, height in [0, 1] of the valid image; gives `loss`.
-            num_boxes: normaliser of the loss, see `sap_detr_loss`.
+            num_boxes: normalizer of the loss, see `sap_detr_loss`.
             denoising_noise: (batch, 2, denoising_pairs, 17), uniform in [0, 1), instead of drawing it; for training.
 
         Raises:
@@ -574,7 +574,7 @@ class SapDetrForObjectDetection(SapDetrPreTrainedModel):
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The loss of all groups of queries and of the denoising queries behind them, see `sap_detr_loss`."""
         if num_boxes is None:
-            num_boxes = normaliser(labels, predictions["logits"].device)
+            num_boxes = normalizer(labels, predictions["logits"].device)
         noisy = 0 if denoising is None else denoising.content.shape[1]
         matched = predictions["logits"].shape[2] - noisy
         loss, loss_dict = self.loss_function(

@@ -25,8 +25,8 @@ from .configuration_sap_dino_detr import SapDinoDetrConfig
 from .deformable_attention import SapDinoDetrSideDirectedSampling, SapDinoDetrTokenAttention
 from .denoising import DenoisingQueries, denoising_loss, denoising_queries
 from .feed_forward import SapDetrFeedForward, SapDetrMLP
-from .initialization import initialised
-from .loss import check_labels, normaliser, sap_detr_loss
+from .initialization import initialized
+from .loss import check_labels, normalizer, sap_detr_loss
 from .outputs import SapDinoDetrDecoderOutput, SapDinoDetrModelOutput, SapDinoDetrObjectDetectionOutput
 from .positions import sine_embedding, spatial_position_embedding
 from .pretrained_model import SapDetrPreTrainedModel
@@ -106,7 +106,7 @@ class SapDinoDetrDecoderLayer(GradientCheckpointingLayer):
 
 
 class SapDinoDetrPreTrainedModel(SapDetrPreTrainedModel):
-    """What transformers needs to know of the models; weight initialisation and the rest as SAP-DETR's."""
+    """What transformers needs to know of the models; weight initialization and the rest as SAP-DETR's."""
 
     config: SapDinoDetrConfig
     _no_split_modules = ["SapDinoDetrEncoderLayer", "SapDinoDetrDecoderLayer", "SapDetrFusedBlock"]
@@ -277,7 +277,7 @@ class SapDinoDetrModel(SapDinoDetrPreTrainedModel):
         """Encode images, select queries and decode them.
 
         Args:
-            pixel_values: (B, 3, height, width), normalised.
+            pixel_values: (B, 3, height, width), normalized.
             pixel_mask: (B, height, width), 1 = image, 0 = padding; `None` when there is no padding.
             denoising: further queries of a training step, behind the selected ones.
         """
@@ -345,8 +345,8 @@ class SapDinoDetrForObjectDetection(SapDinoDetrPreTrainedModel):
     def __init__(self, config: SapDinoDetrConfig):
         super().__init__(config)
         self.model = SapDinoDetrModel(config)
-        self.class_head = initialised(nn.Linear(config.d_model, config.num_labels), "prior")
-        self.objectness_head = initialised(nn.Linear(config.d_model, 1), "prior")
+        self.class_head = initialized(nn.Linear(config.d_model, config.num_labels), "prior")
+        self.objectness_head = initialized(nn.Linear(config.d_model, 1), "prior")
         self.denoising_class_embedding: nn.Embedding | None = None
         if config.denoising_pairs:
             self.denoising_class_embedding = nn.Embedding(config.num_labels, config.d_model)
@@ -418,7 +418,7 @@ class SapDinoDetrForObjectDetection(SapDinoDetrPreTrainedModel):
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The loss over the selected tokens and, as further layers, over the decoder's; then of the denoising."""
         if num_boxes is None:
-            num_boxes = normaliser(labels, predictions["logits"].device)
+            num_boxes = normalizer(labels, predictions["logits"].device)
         selected = {
             "logits": outputs.encoder_logits,
             "pred_boxes": outputs.encoder_pred_boxes,

@@ -1,5 +1,5 @@
 # Copyright 2026 The sap_detr_hf authors. Licensed under the Apache License, Version 2.0.
-"""What the models return."""
+"""Output classes of the models."""
 
 from dataclasses import dataclass
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The sap_detr_hf authors. Licensed under the Apache License, Version 2.0.
-"""Sine embeddings of coordinates and of tokens' places."""
+"""Sine embeddings of coordinates and of token positions."""
 
 import math
 

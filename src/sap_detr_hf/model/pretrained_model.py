@@ -1,5 +1,5 @@
 # Copyright 2026 The sap_detr_hf authors. Licensed under the Apache License, Version 2.0.
-"""The base class of all models: initial weights, loading, and the form for inference."""
+"""The base class of all models: initial weights, loading, optimization for inference."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ from .salient_points import SapDetrReferencePoints
 
 
 class SapDetrPreTrainedModel(PreTrainedModel):
-    """Weight initialisation of the released code and what transformers needs to know of the models."""
+    """Weight initialization of the released code and what transformers needs to know of the models."""
 
     config: SapDetrConfig
     base_model_prefix = "model"
@@ -24,12 +24,12 @@ class SapDetrPreTrainedModel(PreTrainedModel):
     input_modalities = ("image",)
     _no_split_modules = ["SapDetrEncoderLayer", "SapDetrDecoderLayer", "SapDetrQueryContent", "SapDetrFusedBlock"]
     supports_gradient_checkpointing = True
-    accepts_loss_kwargs = False  # the loss has its own normaliser: Trainer must not rescale it
+    accepts_loss_kwargs = False  # the loss has its own normalizer: Trainer must not rescale it
     _supports_sdpa = True
     _supports_flex_attn = False  # transformers' interface has no place for an additive bias there
     _supports_attention_backend = True
     _supports_flash_attn = False  # no additive bias there
-    # What training alone uses: a model loaded with other groups, or without denoising, does not need it.
+    # Only training uses these weights: a model loaded with other groups or without denoising does not need them.
     _keys_to_ignore_on_load_unexpected = [r"query_groups\.", r"denoising_class_embedding\."]
 
     @classmethod
@@ -74,7 +74,7 @@ class SapDetrPreTrainedModel(PreTrainedModel):
             The model itself, in evaluation mode.
 
         Raises:
-            ValueError: BatchNorm of this backbone cannot be folded; the model is of no use then.
+            ValueError: BatchNorm of this backbone cannot be folded; the model cannot be used after this error.
         """
         backbone = self.base_model.backbone
         pixels = torch.linspace(-1, 1, 3 * 64 * 64).sin().view(1, 3, 64, 64)  # any values do
@@ -103,12 +103,12 @@ class SapDetrPreTrainedModel(PreTrainedModel):
         """As in PyTorch.
 
         Raises:
-            RuntimeError: the model was optimised for inference.
+            RuntimeError: the model was optimized for inference.
         """
         if mode and self.config.inference_only:
             raise RuntimeError(
-                "This model was optimised for inference (`inference_only`) and cannot be trained: load the model that "
-                "it was made from."
+                "This model was optimized for inference (`inference_only`) and cannot be trained: load the "
+                "original model."
             )
         return super().train(mode)
 

@@ -1,16 +1,16 @@
 # Copyright 2026 The sap_detr_hf authors. Licensed under the Apache License, Version 2.0.
-"""Groups of queries in training, as in Group DETR (arXiv 2207.13085): each is matched to the boxes by itself.
+"""Groups of queries in training, as in Group DETR (arXiv 2207.13085): each group is matched to the boxes separately.
 
-A box so teaches as many queries. The groups share grid, weights and content and differ by the sides that their boxes
-start from. In evaluation the first group is the whole model. Letters in shape comments: B images, N queries, G groups,
-S denoising queries, d model width, H heads.
+Each box thus supervises one query per group. The groups share grid, weights and content; they differ in the initial
+sides of their boxes. Evaluation uses only the first group. Letters in shape comments: B images, N queries, G groups, S
+denoising queries, d model width, H heads.
 """
 
 import torch
 from torch import nn
 
 from .configuration_sap_detr import SapDetrConfig
-from .initialization import initialised
+from .initialization import initialized
 from .salient_points import SapDetrQuerySides
 
 START_NOISE = 0.5
@@ -26,7 +26,7 @@ class SapDetrQueryGroups(nn.Module):
         self.sides = SapDetrQuerySides((config.num_groups - 1) * config.num_queries, 4)
         self.content = nn.Embedding(config.num_groups - 1, config.d_model) if config.group_content else None
         if self.content is not None:
-            initialised(self.content, "group_content")
+            initialized(self.content, "group_content")
 
     @torch.no_grad()
     def start_near(self, sides: nn.Embedding):

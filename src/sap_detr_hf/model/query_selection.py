@@ -1,9 +1,9 @@
 # Copyright 2026 The sap_detr_hf authors. Licensed under the Apache License, Version 2.0.
-"""Salient points from tokens: those with the best class score become the queries of the decoder (two-stage DETR).
+"""Query selection (two-stage DETR): the tokens with the best class scores become the queries of the decoder.
 
-A query's point stays in the cell of the token it was selected at: point = corner + cell * place, with the place in
-(0, 1). Letters in shape comments: B images, N queries, S tokens of all levels, P denoising queries, d model width,
-L levels, K classes.
+A query's point stays in the cell of the token it was selected at: point = corner + cell * place, with the place (its
+position within the cell) in (0, 1). Letters in shape comments: B images, N queries, S tokens of all levels, P denoising
+queries, d model width, L levels, K classes.
 """
 
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from transformers.utils.generic import maybe_autocast
 from .configuration_sap_dino_detr import SapDinoDetrConfig
 from .denoising import DenoisingQueries
 from .feed_forward import SapDetrMLP
-from .initialization import initialised
+from .initialization import initialized
 from .salient_points import logit
 from .token_pyramid import TokenPyramid
 
@@ -48,10 +48,10 @@ class SapDinoDetrSelection(nn.Module):
         super().__init__()
         self.config = config
         d_model = config.d_model
-        self.projection = initialised(nn.Linear(d_model, d_model), "xavier")
+        self.projection = initialized(nn.Linear(d_model, d_model), "xavier")
         self.layer_norm = nn.LayerNorm(d_model)
-        self.class_head = initialised(nn.Linear(d_model, config.num_labels), "prior")
-        self.objectness_head = initialised(nn.Linear(d_model, 1), "prior")
+        self.class_head = initialized(nn.Linear(d_model, config.num_labels), "prior")
+        self.objectness_head = initialized(nn.Linear(d_model, 1), "prior")
         self.side_head = SapDetrMLP([d_model] * 3 + [4], last_rule="zero")
         self.point_head = SapDetrMLP([d_model] * 3 + [2], last_rule="zero")
 

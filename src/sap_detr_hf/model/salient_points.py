@@ -1,5 +1,5 @@
 # Copyright 2026 The sap_detr_hf authors. Licensed under the Apache License, Version 2.0.
-"""Salient points: each query's fixed reference point, the box around a point, and the content found at the points."""
+"""Salient points: each query's fixed reference point, the box around a point, and the content sampled at the points."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from torch import nn
 from transformers import initialization as init
 
 from .configuration_sap_detr import SapDetrConfig
-from .initialization import initialised
+from .initialization import initialized
 
 LOGIT_EPS = 1e-3  # the released code's clamp; it moves a point on the image's edge to 0.000999
 CONTENT_NORM_GROUPS = 32
@@ -104,7 +104,7 @@ class SapDetrQueryContent(nn.Module):
         super().__init__()
         d_model = config.d_model
         self.convolutions = nn.ModuleList(
-            initialised(nn.Conv2d(d_model, d_model, 3, padding=1), "content_convolution") for _ in range(3)
+            initialized(nn.Conv2d(d_model, d_model, 3, padding=1), "content_convolution") for _ in range(3)
         )
         self.norms = nn.ModuleList(nn.GroupNorm(CONTENT_NORM_GROUPS, d_model) for _ in range(3))
 

@@ -46,9 +46,9 @@ class SapDetrSideDirectedGaussian(nn.Module):
             (B, H, N, h * w) in the dtype of `hidden_states`' projections.
         """
         projected = self.proj(hidden_states)
-        centre, inverse_width = (part.transpose(1, 2) for part in self.place(projected, points, sides, extent))
+        center, inverse_width = (part.transpose(1, 2) for part in self.place(projected, points, sides, extent))
         gaussian_y, gaussian_x = (
-            self.exponent(centre[..., axis], inverse_width[..., axis], size, projected.dtype)
+            self.exponent(center[..., axis], inverse_width[..., axis], size, projected.dtype)
             for axis, size in ((1, map_size[0]), (0, map_size[1]))
         )
         bias = gaussian_y[..., :, None] + gaussian_x[..., None, :]  # (B, H, N, h, w)
@@ -59,18 +59,18 @@ class SapDetrSideDirectedGaussian(nn.Module):
     def place(
         self, projected: torch.Tensor, points: torch.Tensor, sides: torch.Tensor, extent: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Centre and inverse width x, y of each head's Gaussian in feature-map pixels, (B, N, H, 2) float32 both."""
+        """Center and inverse width x, y of each head's Gaussian in feature-map pixels, (B, N, H, 2) float32 both."""
         offset, inverse_width = projected.float().unflatten(-1, (2, self.num_heads, 2)).unbind(2)
         offset = offset.tanh()
         left_top, right_bottom = sides[:, :, None].split(2, dim=-1)  # (B, N, 1, 2)
-        centre = points[:, :, None] + offset * torch.where(offset > 0, right_bottom, left_top)
-        return centre * extent, inverse_width
+        center = points[:, :, None] + offset * torch.where(offset > 0, right_bottom, left_top)
+        return center * extent, inverse_width
 
     @staticmethod
-    def exponent(centre: torch.Tensor, inverse_width: torch.Tensor, size: int, dtype: torch.dtype) -> torch.Tensor:
-        """-((key - centre) * inverse_width)^2 / 8 along one axis: (B, H, N) -> (B, H, N, size)."""
-        keys = torch.arange(size, device=centre.device, dtype=torch.float32) + 0.5
-        exponent = ((keys - centre[..., None]) * inverse_width[..., None]).square() * -0.125
+    def exponent(center: torch.Tensor, inverse_width: torch.Tensor, size: int, dtype: torch.dtype) -> torch.Tensor:
+        """-((key - center) * inverse_width)^2 / 8 along one axis: (B, H, N) -> (B, H, N, size)."""
+        keys = torch.arange(size, device=center.device, dtype=torch.float32) + 0.5
+        exponent = ((keys - center[..., None]) * inverse_width[..., None]).square() * -0.125
         if dtype in (torch.float16, torch.bfloat16):
             # A softmax ignores a constant: with the nearest key at 0, no row can overflow to -inf in half precision.
             exponent = exponent - exponent.amax(-1, keepdim=True).detach()

@@ -1,5 +1,5 @@
 # Copyright 2026 The sap_detr_hf authors. Licensed under the Apache License, Version 2.0.
-"""A pyramid of token maps: made of a backbone's feature maps, and where its tokens lie.
+"""Pyramid of token maps from a backbone's feature maps, with the positions of the tokens.
 
 Letters in shape comments: B images, S tokens of all levels, d model width, L levels. Coordinates are x, y in [0, 1] of
 the valid image.
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from .configuration_sap_dino_detr import SapDinoDetrConfig
-from .initialization import initialised
+from .initialization import initialized
 from .salient_points import SapDetrQueryContent
 
 NORM_GROUPS = 32
@@ -81,7 +81,7 @@ class SapDinoDetrPyramidProjection(nn.Module):
         convolutions = [nn.Conv2d(width, d_model, kernel_size=1) for width in channels]
         for width in [channels[-1], *[d_model] * further][:further]:
             convolutions.append(nn.Conv2d(width, d_model, kernel_size=3, stride=2, padding=1))
-        self.convolutions = nn.ModuleList(initialised(layer, "xavier_zero_bias") for layer in convolutions)
+        self.convolutions = nn.ModuleList(initialized(layer, "xavier_zero_bias") for layer in convolutions)
         self.norms = nn.ModuleList(nn.GroupNorm(NORM_GROUPS, d_model) for _ in convolutions)
 
     def forward(

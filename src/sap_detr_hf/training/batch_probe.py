@@ -1,5 +1,5 @@
 # Copyright 2026 The sap_detr_hf authors. Licensed under the Apache License, Version 2.0.
-"""How many images fit in a forward and backward pass: tried before a run, with all processes agreeing."""
+"""Find how many images fit in a forward and backward pass, by trying it before the run on all processes."""
 
 import inspect
 import math

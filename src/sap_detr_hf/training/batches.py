@@ -1,5 +1,5 @@
 # Copyright 2026 The sap_detr_hf authors. Licensed under the Apache License, Version 2.0.
-"""Which images are learned from in which step: a pure function of seed and step, whatever the number of processes."""
+"""Choose the images of each step. The choice depends only on seed and step, not on the number of processes."""
 
 import atexit
 import os

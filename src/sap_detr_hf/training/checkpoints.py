@@ -1,5 +1,5 @@
 # Copyright 2026 The sap_detr_hf authors. Licensed under the Apache License, Version 2.0.
-"""Training states on disk: one file each, complete or absent, loadable without running code from it."""
+"""Training states on disk: one file each, written atomically, loaded without running code from it."""
 
 import errno
 import os
@@ -108,7 +108,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]):
         if cause is None:
             raise
         raise CheckpointError(
-            f"{path} could not be written ({cause.strerror}); what was there before is unchanged"
+            f"{path} could not be written ({cause.strerror}); the previous file is unchanged"
         ) from error
 
 
@@ -124,7 +124,7 @@ def save_model_directory(folder: Path, model: PreTrainedModel, image_processor: 
         make_folder(aside)
         model.save_pretrained(aside)
         image_processor.save_pretrained(aside)
-        for file in aside.glob("*.safetensors"):  # readable by this user alone otherwise
+        for file in aside.glob("*.safetensors"):  # temporary files are readable only by their owner
             shutil.copymode(aside / "config.json", file)
         for file in sorted(aside.iterdir()):
             os.replace(file, folder / file.name)
@@ -170,7 +170,7 @@ def set_random_state(state: dict[str, Any]):
 
 
 def _save_tensors(state: dict[str, Any], path: Path):
-    # Through a Python file: torch's own writer hides the operating system's reason (disk full) behind another message.
+    # torch.save to a path would hide the cause (such as a full disk) behind another message: write via a Python file.
     with open(path, "wb") as file:
         torch.save(state, file)
 

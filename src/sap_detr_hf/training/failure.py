@@ -1,5 +1,5 @@
 # Copyright 2026 The sap_detr_hf authors. Licensed under the Apache License, Version 2.0.
-"""Where a loss that is not finite comes from: a second, watched forward pass names the first bad tensor."""
+"""Find the cause of a NaN or infinite loss: a second forward pass with hooks names the first bad tensor."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from torch import nn
 
 
 class TrainingFailed(Exception):
-    """The run cannot go on; raised on all processes with the same one-sentence message."""
+    """The run cannot continue; raised on all processes with the same one-sentence message."""
 
 
 def first_bad_tensor(model: nn.Module, batch: dict[str, Any], with_loss: bool = True, **arguments) -> str:

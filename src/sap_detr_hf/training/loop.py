@@ -49,7 +49,7 @@ def train(settings: TrainingSettings) -> dict[str, float | str]:
     """
     try:
         result = run_training(settings)
-        end_processes()  # here, where nothing references the run any more
+        end_processes()  # only now: the process group must outlive the last reference to the run
     except RuntimeError as error:
         if connection_error(error) is None:
             raise
@@ -188,14 +188,14 @@ def agree_on_values(
     if not run.takes_num_boxes:
         values = {name: value / (1 if name == "gradient_norm" else len(batches)) for name, value in values.items()}
     elif "class_error" in values:
-        values["class_error"] /= len(batches)  # a percentage, the only value that is no sum over boxes
+        values["class_error"] /= len(batches)  # a percentage; all other values are sums over boxes
     return values
 
 
 def explain_failure(run: TrainingRun, bad_here: bool, batches: list[dict], arguments: dict) -> str:
     """Say on all processes where the loss or gradient of each stops being finite, and which checkpoint is good."""
     finding = None
-    # A loss that is not told its boxes adds them up over all processes, of which only some come here.
+    # Without a normalizer, the loss would sum its boxes over all processes and hang: only some get here.
     with_loss = run.takes_num_boxes or run.accelerator.num_processes == 1
     for batch in batches if bad_here else []:
         name = first_bad_tensor(run.plain_model, batch, with_loss=with_loss, **arguments)
@@ -256,7 +256,7 @@ def evaluate_if_due(run: TrainingRun, stop: list[int]):
     run.report.report_evaluation(run.progress.step, values)
     compare_with_best(run, values["AP"])
     if not goes_on(run):
-        run.save_state()  # with the evaluation: resumed after its end, a run has nothing left to do
+        run.save_state()  # includes the evaluation, so that a finished run does not repeat it when resumed
 
 
 def evaluate(run: TrainingRun) -> dict[str, float]:
@@ -283,9 +283,9 @@ def compare_with_best(run: TrainingRun, ap: float):
     progress = run.progress
     if ap > progress.best_ap:
         progress.evaluations_since_best = 0
-    elif progress.step > run.settings.warmup_steps:  # nothing can be expected before
+    elif progress.step > run.settings.warmup_steps:  # during warm-up, AP says nothing
         progress.evaluations_since_best += 1
-    if ap >= progress.best_ap:  # of equals, such as AP 0 at the start, the latest
+    if ap >= progress.best_ap:  # >=: of equal APs, such as 0 at the start, keep the latest
         progress.best_ap, progress.best_step = ap, progress.step
         try:
             run.save_model(Path(run.settings.output_dir), run.evaluated_model)
@@ -296,8 +296,10 @@ def compare_with_best(run: TrainingRun, ap: float):
 def interrupt(run: TrainingRun) -> dict[str, float | str]:
     """Save the state after a stop signal, which all processes learned of at the same step."""
     if not run.save_state():
-        raise TrainingFailed("Training was told to stop and its state could not be saved.")
-    run.report.message(f"Stopped by a signal after step {run.progress.step}, state saved: go on with `--resume auto`.")
+        raise TrainingFailed("Training was interrupted and its state could not be saved.")
+    run.report.message(
+        f"Stopped by a signal after step {run.progress.step}, state saved: continue with `--resume auto`."
+    )
     return close(run, "interrupted")
 
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The sap_detr_hf authors. Licensed under the Apache License, Version 2.0.
-"""The model and image processor that a run starts from: a published variant from scratch, or a model to fine-tune."""
+"""Build the model and image processor of a run: a published variant from scratch, or a model to fine-tune."""
 
 import sys
 from typing import Any
@@ -56,28 +56,30 @@ def prepare_to_train(model: PreTrainedModel, settings: TrainingSettings) -> PreT
     if settings.channels_last:
         nn.Module.to(model, memory_format=torch.channels_last)
     if settings.gradient_checkpointing:
-        # The newer name where transformers has it
+        # newer transformers versions renamed the method
         enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
         enable({"use_reentrant": False})
     return model.train()
 
 
 def freeze_unreached(model: PreTrainedModel):
-    """Take the gradient from parameters that the loss does not depend on.
+    """Freeze the parameters that the loss does not depend on: under DDP, unused parameters hang or raise an error.
 
-    Such are a backbone's stages behind the one that is used or, without auxiliary losses, the first layer's class
-    head. Several processes would wait for their gradients for ever (or refuse to run).
+    Examples: backbone stages after the one we use; the first class head when `auxiliary_loss` is off.
 
     Args:
-        model: on the device it will be trained on, on all processes: losses add up their boxes over the processes,
-            which NCCL can do on GPUs alone.
+        model: on its training device and on all processes, because the loss sums its boxes over the processes and
+            NCCL needs GPU tensors for that.
     """
     device = model.device
     label = {"class_labels": torch.zeros(1, dtype=torch.long, device=device)}
     label["boxes"] = torch.full((1, 4), 0.5, device=device)
     devices = [device] if device.type == "cuda" else []
-    with evaluation_mode(model), torch.random.fork_rng(devices):  # statistics and random states stay as they are
-        for training in (False, True):  # in training, chance may skip a layer, and others come in
+    with (
+        evaluation_mode(model),
+        torch.random.fork_rng(devices),
+    ):  # the run's BatchNorm statistics and random states must not change
+        for training in (False, True):  # training mode may use other layers, and skip some at random
             for module in model.modules():
                 module.training = training and not isinstance(module, nn.modules.batchnorm._BatchNorm)
             model(pixel_values=torch.zeros(1, 3, 128, 128, device=device), labels=[label]).loss.backward()
@@ -88,7 +90,7 @@ def freeze_unreached(model: PreTrainedModel):
 
 
 def allow_compilations() -> None:
-    """Raise torch's limit of 8 compilations of one function, behind which modules silently stay as they are.
+    """Raise torch's limit of 8 compilations per function: beyond it, modules silently run uncompiled.
 
     Modules share it, because transformers wraps their forward passes in the same function, and each is compiled for
     training and evaluation, with and without a mask.
@@ -99,10 +101,10 @@ def allow_compilations() -> None:
 def compile_transformer(model: PreTrainedModel, **options) -> None:
     """Compile a detector's encoder and decoder in place, with `options` of `torch.compile`.
 
-    The backbone stays as it is: torch 2.14 compiles the backward pass of a convolution anew for each size. What has
-    none is compiled twice, for the first size and for all others. Not with `dynamic=True`, which makes unknowns of all
-    numbers in the model as well, such as the norms' epsilons, and fails beside other processes and with gradient
-    checkpointing. The loss cannot be compiled, its matching is scipy's.
+    The backbone is not compiled, because torch 2.14 recompiles the backward pass of a convolution for each image size.
+    Encoder and decoder contain no convolutions, so torch compiles them only twice: for the first image size, then with
+    dynamic shapes. Do not pass `dynamic=True`: it also makes scalars such as `eps` symbolic, and breaks under DDP and
+    gradient checkpointing. The loss cannot be compiled, because its matching uses scipy.
     """
     allow_compilations()
     for name in ("encoder", "decoder"):
@@ -143,8 +145,8 @@ def _model_to_fine_tune(settings: TrainingSettings, data: DetectionData) -> PreT
         if "ignore_mismatched_sizes" not in str(error):
             raise
         raise ValueError(
-            f"`model_overrides` ({', '.join(fields)}) change the shape of weights of {settings.model}. To start these "
-            "weights anew, set `ignore_mismatched_sizes` to true; the classes become those of the data then."
+            f"`model_overrides` ({', '.join(fields)}) change the shape of weights of {settings.model}. To initialize "
+            "these weights anew, set `ignore_mismatched_sizes` to true; the model then gets the classes of the data."
         ) from error
     if settings.ignore_mismatched_sizes and config.id2label != data.id2label:
         _start_class_head(model, settings, config.id2label)
@@ -159,7 +161,7 @@ def _start_class_head(model: PreTrainedModel, settings: TrainingSettings, old_cl
     start_class_rows(model, AutoModelForObjectDetection.from_pretrained(settings.model), pairs)
     kept = ", ".join(new_classes[index] for index in pairs)
     new = ", ".join(name for index, name in new_classes.items() if index not in pairs)
-    _say(f"Class head: keeps {kept or 'no class'} of {settings.model}; starts anew for {new or 'none'}.")
+    _say(f"Class head: keeps {kept or 'no class'} of {settings.model}; newly initialized: {new or 'none'}.")
 
 
 def _say(text: str):

@@ -1,8 +1,8 @@
 # Copyright 2026 The sap_detr_hf authors. Licensed under the Apache License, Version 2.0.
-"""The recipe `own_data`: choose what the user did not set from the data and the machine, and say why.
+"""The recipe `own_data`: choose the settings that the user did not give, for the data and the machine, with reasons.
 
-All processes choose alike: they read the same data, and tell each other what their machines have. The choices are
-written into the run's settings.yaml, from where a resumed run takes them.
+All processes make the same choices: they read the same data and exchange the properties of their machines. The choices
+are written to the run's settings.yaml, and a resumed run reads them there.
 """
 
 import dataclasses
@@ -73,7 +73,7 @@ GPU = Rules(largest_side=800, usual_side=640, steps=(4000, 10000), epochs=(12, 1
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What the choices depend on of the data.
+    """Properties of the data that the choices depend on.
 
     Attributes:
         images: of the training split.
@@ -90,7 +90,7 @@ class DataFacts:
 
 @dataclass(frozen=True)
 class MachineFacts:
-    """What the choices depend on of the machines; the least of all processes.
+    """Properties of the machine that the choices depend on; the minimum over all processes.
 
     Attributes:
         processes: of the run.
@@ -214,7 +214,7 @@ def saved_choices(settings: TrainingSettings) -> TrainingSettings | None:
         if saved is None:
             if any(states for _, states in found):
                 raise ValueError(
-                    f"{path} with the choices of the run is not there: resume with the settings of the run, for "
+                    f"{path} with the choices of the run does not exist: resume with the settings of the run, for "
                     "instance its settings.yaml as the recipe."
                 )
             return None
@@ -233,7 +233,7 @@ def measure_data(training: DetectionData, validation: DetectionData | None) -> D
     """
     counts, sides = box_statistics(training)
     if not len(sides):
-        raise ValueError(f"{training.source} has no box to learn from; `sap-detr check-data` lists what is wrong.")
+        raise ValueError(f"{training.source} has no box to train on; `sap-detr check-data` lists what is wrong.")
     others = [box_statistics(validation)[0]] if validation is not None else []
     columns = [np.asarray(training.dataset[name][:]) for name in ("width", "height")]
     return DataFacts(
@@ -305,10 +305,10 @@ def choose_start(choices: Choices, data: DataFacts, machine: MachineFacts) -> No
         raise ValueError("The model dino-small has a backbone of timm: `pip install timm`, or name another `variant`.")
     choices.choose("variant", variant, "; ".join([why, *reasons]))
     if weights is not None:
-        choices.choose("backbone_weights", weights, "trained on ImageNet; all else starts anew")
+        choices.choose("backbone_weights", weights, "trained on ImageNet; all other weights are newly initialized")
     else:
         choices.override(
-            f"{problem}: the backbone starts anew too, and much more data and time are needed",
+            f"{problem}: the backbone is newly initialized too, so training needs much more data and time",
             freeze_backbone_batch_norm=False,
             frozen_backbone_stages=0,
         )

@@ -26,7 +26,7 @@ except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
 METRICS_FILE = "metrics.jsonl"
-# Without a drawn bar: the values need the line
+# no drawn bar: the values need the space
 BAR = "{percentage:3.0f}% {n_fmt}/{total_fmt} {elapsed}<{remaining}{postfix}"
 PANELS = {
     "loss": ["loss"],
@@ -114,7 +114,7 @@ class TrainingProgress:
     def _write(self, step: int, values: dict[str, float]):
         line = {"step": step, "epoch": round(step / self.steps_per_epoch, 4), **values}
         with open(self.metrics_path, "a", encoding="utf-8") as file:
-            # JSON has neither NaN (an undefined AP) nor infinity (a gradient that fp16 skips): null
+            # JSON has no NaN (an undefined AP) and no infinity (a gradient that fp16 skips): write null
             file.write(json.dumps({key: value if math.isfinite(value) else None for key, value in line.items()}) + "\n")
         self.accelerator.log(values, step=step)
 

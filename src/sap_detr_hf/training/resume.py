@@ -1,7 +1,7 @@
 # Copyright 2026 The sap_detr_hf authors. Licensed under the Apache License, Version 2.0.
-"""Resume: agree on one training state on all machines, compare its origin with the run, and put it back.
+"""Resume: agree on one training state on all machines, compare its origin with the run, and restore it.
 
-Only the main process writes states, into the `output_dir` of its machine. Where each machine has a folder of its own,
+Only the main process writes states, into the `output_dir` of its machine. If each machine has its own folder,
 the main process may run on another machine after a restart. So the first process of each machine looks for states, and
 the newest one of all machines is broadcast to all processes.
 """
@@ -76,7 +76,7 @@ def find_state(settings: TrainingSettings, checkpoints: CheckpointFolder) -> Pat
     if settings.resume is None:
         if checkpoints.files():
             raise ValueError(
-                f"{settings.output_dir} holds checkpoints of an earlier run: go on with `--resume auto`, or choose "
+                f"{settings.output_dir} holds checkpoints of an earlier run: continue with `--resume auto`, or choose "
                 "another `output_dir`."
             )
         return None

@@ -1,5 +1,5 @@
 # Copyright 2026 The sap_detr_hf authors. Licensed under the Apache License, Version 2.0.
-"""All parts of one training run: built from the settings, saved and put back as one state."""
+"""All parts of one training run: built from the settings, saved and restored as one training state."""
 
 import dataclasses
 import inspect
@@ -52,7 +52,7 @@ from .reporting import TrainingProgress
 
 @dataclass
 class Progress:
-    """Progress of a run. Epoch and place in it follow from `step`, the optimizer steps done."""
+    """Progress of a run. The epoch and the position in it follow from `step`, the number of optimizer steps done."""
 
     step: int = 0
     evaluated_step: int = 0
@@ -68,7 +68,7 @@ class TrainingRun:
 
     settings: TrainingSettings
     accelerator: Accelerator
-    model: torch.nn.Module  # as Accelerate wraps it
+    model: torch.nn.Module  # wrapped by Accelerate
     ema: AveragedModel | None
     optimizer: Any
     scheduler: torch.optim.lr_scheduler.LambdaLR
@@ -80,7 +80,7 @@ class TrainingRun:
     report: TrainingProgress
     checkpoints: CheckpointFolder
     progress: Progress
-    origin: dict[str, Any]  # what a state is compared by when it is resumed: see `describe_origin`
+    origin: dict[str, Any]  # compared with the run's when a training state is resumed: see `describe_origin`
 
     @property
     def steps_per_epoch(self) -> int:
@@ -89,7 +89,7 @@ class TrainingRun:
 
     @cached_property
     def takes_num_boxes(self) -> bool:
-        """Whether the model's loss can be told its normaliser; SAP-DETR's can, transformers' own detectors cannot."""
+        """Whether the loss takes a normalizer as argument; SAP-DETR's does, transformers' own detectors do not."""
         return "num_boxes" in inspect.signature(type(self.plain_model).forward).parameters
 
     @cached_property
@@ -99,7 +99,7 @@ class TrainingRun:
 
     @property
     def evaluated_model(self) -> PreTrainedModel:
-        """Return the model to evaluate and save: with the averaged weights where there are any."""
+        """Return the model to evaluate and save: with the averaged weights, if `ema_decay` is set."""
         return self.ema.module if self.ema is not None else self.plain_model  # type: ignore[return-value]
 
     def share_batch_norm(self):
@@ -109,7 +109,7 @@ class TrainingRun:
                 broadcast(buffer)
 
     def save_state(self) -> bool:
-        """Write the training state; where that fails, say so and return False on all processes.
+        """Write the training state; on failure, print a message and return False on all processes.
 
         All processes must call it: each contributes its random states.
         """
@@ -145,7 +145,7 @@ class TrainingRun:
 
 
 def prepare_run(settings: TrainingSettings, accelerator: Accelerator) -> TrainingRun:
-    """Build all parts; whatever is wrong with data, classes or settings shows here, on all processes.
+    """Build all parts; errors in data, classes or settings are raised here, on all processes.
 
     Raises:
         ValueError: one sentence about what is wrong.
@@ -205,7 +205,7 @@ def build_accelerator(settings: TrainingSettings) -> Accelerator:
         log_with=settings.tracker,
         project_dir=settings.output_dir,
         kwargs_handlers=[
-            # Most buffers are constants, and `share_batch_norm` shares the others before they are used.
+            # DDP need not broadcast buffers: most are constants, and `share_batch_norm` shares the others before use.
             DistributedDataParallelKwargs(broadcast_buffers=False),
             _time_limit(settings),
         ],
@@ -218,14 +218,14 @@ def build_accelerator(settings: TrainingSettings) -> Accelerator:
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high" if settings.tf32 else "highest")
         torch.backends.cudnn.allow_tf32 = settings.tf32
-        # On H100 and H200 cuDNN's gradient with a mask can be NaN (pytorch/pytorch issue 196678), and it prepares
-        # itself anew for each size of image.
+        # On H100 and H200, cuDNN's masked attention can give NaN gradients (pytorch/pytorch issue 196678), and it
+        # builds a new plan for each image size.
         torch.backends.cuda.enable_cudnn_sdp(False)
     return accelerator
 
 
 def begin_process_group(settings: TrainingSettings) -> None:
-    """Let processes talk to each other before there is an `Accelerator`, which then takes this process group."""
+    """Create the process group before the `Accelerator`, which then uses it: data checks already need it."""
     PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), **_time_limit(settings).to_kwargs())
 
 

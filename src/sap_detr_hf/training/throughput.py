@@ -1,4 +1,4 @@
-"""Whether the loader keeps up with the model: images a second of each alone, on the run that settings describe."""
+"""Measure whether the data loader keeps up with the model: images per second of each alone."""
 
 import statistics
 import time

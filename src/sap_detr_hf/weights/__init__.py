@@ -1,1 +1,1 @@
-"""Where weights come from: saved models, backbones, the authors' checkpoints."""
+"""Load weights: saved models, backbones, the authors' checkpoints."""

@@ -46,7 +46,7 @@ def load_backbone_weights(model: nn.Module, source: str | Path) -> int:
     else:
         raise ValueError(
             f"{source} does not hold the weights of a {type(backbone).__name__}: of its {len(tensors)} tensors "
-            f"(such as {', '.join(list(tensors)[:3])}) not all {len(target)} of the backbone can be filled."
+            f"(such as {', '.join(list(tensors)[:3])}) not all {len(target)} tensors of the backbone can be filled."
         )
     chosen = {name: renamed[name] for name in target if name in renamed}
     for name, tensor in chosen.items():

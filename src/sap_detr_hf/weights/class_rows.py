@@ -1,4 +1,4 @@
-"""The rows of a new class head that the model it is fine-tuned from has too, matched by the classes' names."""
+"""Copy the weights of classes that the base model has too, matched by name, into a new class head."""
 
 import copy
 from collections.abc import Mapping
@@ -58,7 +58,7 @@ def class_tensors(model: PreTrainedModel) -> set[str]:
 
 @torch.no_grad()
 def start_class_rows(model: PreTrainedModel, base: PreTrainedModel, pairs: Mapping[int, int]) -> None:
-    """Start every class head anew, except for the rows of classes that the base model has.
+    """Initialize every class head, except for the rows of classes that the base model has.
 
     Args:
         model: the model with the new classes, changed in place.

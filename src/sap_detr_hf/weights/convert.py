@@ -1,4 +1,4 @@
-"""Released SAP-DETR checkpoints (`torch.save` of a training run) -> a model directory of transformers."""
+"""Convert the authors' SAP-DETR checkpoints (`torch.save` of a training run) to a transformers model directory."""
 
 import argparse
 import logging
@@ -43,7 +43,7 @@ _BODY = "backbone.0.body."
 
 
 class ConversionError(ValueError):
-    """A file that is no released SAP-DETR checkpoint, or not a whole one."""
+    """The file is not a complete released SAP-DETR checkpoint."""
 
 
 def read_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
@@ -67,12 +67,12 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ConversionError(
-            f"{path} holds Python objects besides tensors and settings, or is no PyTorch file. It was not loaded, "
+            f"{path} holds Python objects besides tensors and settings, or is not a PyTorch file. It was not loaded, "
             f"because loading such a file can run any code. PyTorch said: {_first_sentence(error)}"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise ConversionError(
-            f"{path} cannot be read as a PyTorch checkpoint: it is truncated or of another kind. Download it again. "
+            f"{path} cannot be read as a PyTorch checkpoint: it is truncated or not a checkpoint. Download it again. "
             f"PyTorch said: {_first_sentence(error)}"
         ) from error
     return _state_dict_and_args(content, path)
@@ -205,7 +205,9 @@ def _heads(tensors: dict[str, torch.Tensor], args: dict[str, Any]) -> int:
     if said is not None and shown not in (None, said):
         raise ConversionError(f"The checkpoint was trained with `nheads` = {said}, but its tensors show {shown} heads.")
     if said is None and shown is None:
-        logger.warning("Nothing in the checkpoint shows its attention heads: taking the usual %d.", _DEFAULT_HEADS)
+        logger.warning(
+            "The checkpoint does not say its number of attention heads: using the default %d.", _DEFAULT_HEADS
+        )
     return said or shown or _DEFAULT_HEADS
 
 
@@ -214,7 +216,7 @@ def _has_gaussian(tensors: dict[str, torch.Tensor], args: dict[str, Any]) -> boo
     if args.get("sdg", shown) != shown:
         raise ConversionError(
             f"The checkpoint was trained with `sdg` = {args['sdg']}, but its tensors "
-            f"{'hold' if shown else 'lack'} the side-directed Gaussian's: it is not whole."
+            f"{'hold' if shown else 'lack'} the side-directed Gaussian's: it is incomplete."
         )
     return shown
 
@@ -264,7 +266,7 @@ def convert_state_dict(released: dict[str, torch.Tensor], config: SapDetrConfig)
         try:
             new_name = released_name(name)
         except KeyError:
-            raise ConversionError(f"The checkpoint's tensor `{name}` has no place in SAP-DETR.") from None
+            raise ConversionError(f"The checkpoint's tensor `{name}` does not exist in SAP-DETR.") from None
         assert new_name is not None
         parts = {new_name: tensor} if "in_proj_" not in new_name else split_attention_projection(new_name, tensor)
         if converted.keys() & parts.keys():
@@ -286,7 +288,7 @@ def _source_of_copy(name: str, config: SapDetrConfig) -> str | None:
 
 def _check_copy(released: dict[str, torch.Tensor], name: str, source: str) -> None:
     if source not in released:
-        raise ConversionError(f"The checkpoint has `{name}` but not `{source}`, which it shares: it is not whole.")
+        raise ConversionError(f"The checkpoint has `{name}` but not `{source}`, which it shares: it is incomplete.")
     if not torch.equal(released[name], released[source]):
         raise ConversionError(f"`{name}` and `{source}` must be one shared tensor, but their values differ.")
 
@@ -310,7 +312,7 @@ def _check_complete(converted: dict[str, torch.Tensor], config: SapDetrConfig) -
     if missing or unexpected:
         raise ConversionError(
             f"The checkpoint does not fit the model: {len(missing)} tensors are missing (first: {missing[:3]}), "
-            f"{len(unexpected)} have no place (first: {unexpected[:3]}). Is the variant right, is the file whole?"
+            f"{len(unexpected)} are unexpected (first: {unexpected[:3]}). Is the variant right, is the file complete?"
         )
     for name, tensor in expected.items():
         if converted[name].shape != tensor.shape:
@@ -346,7 +348,7 @@ def convert_checkpoint(
     try:
         config = config_of_checkpoint(tensors, args, variant, dilation)
     except KeyError as error:
-        raise ConversionError(f"The checkpoint has no tensor {error}: it is not a whole SAP-DETR.") from None
+        raise ConversionError(f"The checkpoint has no tensor {error}: it is not a complete SAP-DETR.") from None
     converted = convert_state_dict(tensors, config)
     model = SapDetrForObjectDetection(config)
     model.load_state_dict({name: tensor.float() for name, tensor in converted.items()})

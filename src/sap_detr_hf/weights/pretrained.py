@@ -1,4 +1,4 @@
-"""Saved models, from a directory or the Hub, complete or not at all."""
+"""Load saved models from a directory or the Hub; raise an error if weights are missing."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +29,7 @@ def check_device_and_dtype(device: str, dtype: str = "float32") -> None:
         if value not in choices:
             raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(choices)}.")
     if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device is cuda, but PyTorch finds no CUDA device here.")
+        raise ValueError("device is cuda, but PyTorch finds no CUDA device.")
 
 
 def needs_timm(config: PreTrainedConfig) -> bool:
@@ -89,7 +89,7 @@ def at_size(image_processor: Any, shortest_edge: int | None, longest_edge: int |
 
 @contextmanager
 def readable_model(name: str) -> Iterator[None]:
-    """Around what reads a saved model: says of a wrong name what is wrong with it.
+    """Context manager that turns loading errors into a message about the model name.
 
     Args:
         name: model directory or Hub id.
@@ -101,12 +101,12 @@ def readable_model(name: str) -> Iterator[None]:
     path = Path(name)
     if path.is_file():
         raise ValueError(
-            f"{name} is a file, not a model directory; `sap-detr convert-checkpoint` makes one of a checkpoint."
+            f"{name} is a file, not a model directory; `sap-detr convert-checkpoint` converts a checkpoint to one."
         )
     if path.is_dir() and not (path / "config.json").is_file():
-        raise ValueError(f"{name} is no model directory: it has no config.json.")
+        raise ValueError(f"{name} is not a model directory: it has no config.json.")
     try:
         yield
     except OSError as error:
-        place = "" if path.is_dir() else "is no model directory here, and "
+        place = "" if path.is_dir() else "is not a local model directory, and "
         raise OSError(f"{name} {place}cannot be loaded: {first_line(error)}") from error

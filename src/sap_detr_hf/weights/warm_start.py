@@ -34,7 +34,7 @@ class WarmStart:
     """A model that starts from another detector's weights.
 
     Args:
-        model: in evaluation mode; its heads, and what [`table`] says, start anew.
+        model: in evaluation mode; its heads, and the parts that [`table`] lists, are newly initialized.
         image_processor: with the source's image size, mean and deviation.
         source: directory or Hub id.
         base_model: Hub id of the source, `None` for a directory that names none.
@@ -57,7 +57,7 @@ class WarmStart:
         return self.base_model or Path(self.source).name
 
     def table(self) -> str:
-        """Which parts were taken from where, and which start anew, in Markdown."""
+        """Return a Markdown table of the copied and the newly initialized parts."""
         values: dict[tuple[str, str], int] = {}
         for name, tensor in self.model.state_dict().items():
             row = (_part(name.removeprefix("model.")), self._origin(name.removeprefix("model.")))
@@ -76,7 +76,7 @@ class WarmStart:
         return _part(theirs) + ("" if factor == 1 else f" * {factor:.4f}")
 
 
-NEW = "starts anew"
+NEW = "newly initialized"
 CONSTANT = "starts as the constant 1"
 
 
@@ -90,7 +90,7 @@ def warm_start(source: str, **overrides: Any) -> WarmStart:
     """Build a SAP-DETR or SAP-DINO-DETR with the weights of another detector that fit.
 
     Backbone, projection and encoder then compute what they compute in the source, and so does the content path of the
-    decoder layers; everything else starts as in a new model. (A Deformable DETR normalises over the padding of a batch
+    decoder layers; everything else starts as in a new model. (A Deformable DETR normalizes over the padding of a batch
     too, a SAP-DINO-DETR over each image alone.)
 
     Args:
@@ -149,7 +149,8 @@ def warm_start_model(source: str, target_dir: str | Path, **overrides: Any) -> W
     )
     (target_dir / "README.md").write_text(
         f"---\n{card.to_yaml()}\n---\n\n# {title} started from {start.name}\n\n"
-        f"Weights to fine-tune, not a trained detector: what starts anew has learned nothing.\n\n{start.table()}\n",
+        f"Weights to fine-tune, not a trained detector: the newly initialized parts have learned nothing.\n\n"
+        f"{start.table()}\n",
         encoding="utf-8",
     )
     return start
@@ -233,7 +234,7 @@ def pixel_settings(source: str) -> dict[str, Any]:
 
 
 def _source_card(source: str) -> tuple[str | None, str | None]:
-    """Licence and Hub id of a source."""
+    """License and Hub id of a source."""
     is_directory = Path(source).is_dir()
     return _card_data(source).get("license"), base_model_of(source) if is_directory else source
 

@@ -1,4 +1,4 @@
-"""The configuration of a model that starts from another detector of transformers."""
+"""Build the configuration for a warm start from another detector of transformers."""
 
 from typing import Any
 
@@ -45,10 +45,11 @@ def started_config(source: str, **overrides: Any) -> PreTrainedConfig:
     for name, allowed in kind.required.items():
         if getattr(theirs, name) not in allowed:
             raise ValueError(
-                f"{source} cannot be started from: its `{name}` is {getattr(theirs, name)!r}, not {allowed[0]!r}."
+                f"{source} cannot be used for a warm start: its `{name}` is {getattr(theirs, name)!r}, "
+                f"not {allowed[0]!r}."
             )
     if getattr(theirs, "temperature_width", None) != getattr(theirs, "temperature_height", None):
-        raise ValueError(f"{source} cannot be started from: its temperatures of height and width differ.")
+        raise ValueError(f"{source} cannot be used for a warm start: its temperatures of height and width differ.")
     backbone: Any = theirs.backbone_config
     fields: dict[str, Any] = {
         **_backbone_fields(source, backbone, uses_all_maps=kind.model_type == "sap_dino_detr"),
@@ -79,8 +80,9 @@ def _backbone_fields(source: str, backbone: Any, uses_all_maps: bool) -> dict[st
         return {"backbone_config": fields}
     if backbone.model_type != "timm_backbone" or name not in RESNETS or stride not in strides:
         raise ValueError(
-            f"{source} cannot be started from: its backbone is {name or backbone.model_type!r} with the output stride "
-            f"{stride}; it must be one of {', '.join(RESNETS)} with {' or '.join(map(str, reversed(strides)))}."
+            f"{source} cannot be used for a warm start: its backbone is {name or backbone.model_type!r} with the "
+            f"output stride {stride}; it must be one of {', '.join(RESNETS)} "
+            f"with {' or '.join(map(str, reversed(strides)))}."
         )
     if uses_all_maps:
         maps = [f"stage{index}" for index in backbone.out_indices]  # timm's 0 is the stem

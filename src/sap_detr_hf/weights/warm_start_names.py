@@ -1,8 +1,8 @@
 """Tensor names: this package's base models -> the detector of transformers whose tensor they can start from.
 
 Names of transformers 5.23 *after* loading, without the leading `model.`; those in the checkpoint files differ. A tensor
-of ours that no rule matches starts anew: what the sources trained at another temperature, order or for other boxes does
-not fit.
+of ours that no rule matches is newly initialized, because the source trained it with another temperature, another order
+or for other boxes.
 """
 
 import math

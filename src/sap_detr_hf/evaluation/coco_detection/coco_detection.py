@@ -53,7 +53,7 @@ class CocoDetection(evaluate.Metric):
         for prediction, reference in zip(predictions, references, strict=True):
             if prediction["image_id"] != reference["image_id"]:
                 raise ValueError(
-                    f"a prediction of image id {prediction['image_id']} stands beside the reference of image id "
+                    f"a prediction of image id {prediction['image_id']} is paired with the reference of image id "
                     f"{reference['image_id']}; give both in the same order"
                 )
             metric.add(prediction["image_id"], prediction["bbox"], prediction["score"], prediction["category"])
