@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -17,6 +18,7 @@ from sap_detr_hf.data.dataset import DetectionRows, load_detection_data
 from sap_detr_hf.evaluation.coco_metric import CocoMetric
 from sap_detr_hf.evaluation.evaluate import ground_truth
 from sap_detr_hf.inference.sources import InputImages
+from sap_detr_hf.training.run import check_data
 
 NAN = float("nan")
 
@@ -79,6 +81,9 @@ CASES = {
     "file name null": (first("images", file_name=None), "!image without file name"),
     "file name of a folder": (first("images", file_name="."), "missing image"),
     "file missing": (first("images", file_name="gone.png"), "missing image"),
+    "file is a folder": (first("images", file_name="folder.png"), "missing image"),
+    "file is a link to nothing": (first("images", file_name="link.png"), "missing image"),
+    "file name of 304 letters": (first("images", file_name="x" * 300 + ".png"), "missing image"),
     "file broken": (first("images", file_name="broken.png"), "broken image"),
     "file name of an exporter": (each("images", file_name=lambda e: f"images\\{e['file_name']}"), None),
     "file name in capitals": (each("images", file_name=lambda e: e["file_name"].upper()), "file under another name"),
@@ -104,6 +109,12 @@ CASES = {
     "box beyond float32": (first("annotations", bbox=[1, 1, 1e308, 3]), "box not finite"),
     "box null": (first("annotations", bbox=None), "malformed annotation"),
     "box degenerate": (lambda c: c["annotations"].append(DEGENERATE), "zero-area box"),
+    "width of 0 in float32": (
+        lambda c: c["annotations"].append(DEGENERATE | {"bbox": [5, 6, 1e-30, 10]}),
+        "zero-area box",
+    ),
+    "all widths of 0 in float32": (each("annotations", bbox=[40, 6, 1e-7, 10], area=None), "no boxes"),
+    "inside by less than float32": (each("annotations", bbox=[48 - 1e-9, 6, 20, 10], area=200), "no boxes"),
     "boxes as shares": (each("annotations", bbox=[0.1, 0.1, 0.3, 0.5], area=0.15), "boxes not in pixels"),
     "annotation null": (lambda c: c["annotations"].append(None), "malformed annotation"),
 }
@@ -117,6 +128,8 @@ def write(folder, change, splits=("train", "val")):
         (folder / f"{split}.json").write_text(json.dumps(content))
     for number in (1, 2):
         picture(folder / "images" / f"{number}.png", number)
+    (folder / "images/folder.png").mkdir()
+    (folder / "images/link.png").symlink_to("gone.png")
     picture(folder / "images/broken.png")
     (folder / "images/broken.png").write_bytes((folder / "images/broken.png").read_bytes()[:900])
 
@@ -187,6 +200,16 @@ def test_validation_data_is_refused_though_training_data_is_fine(tmp_path, case)
     data = load_detection_data(tmp_path, "val")
     with pytest.raises(ValueError, match=f'split "val" cannot be trained on or evaluated: .*{CASES[case][1]}'):
         check_validation(data)
+
+
+def test_training_refuses_other_class_names_in_validation_also_where_they_look_like_defaults(tmp_path):
+    write(tmp_path, lambda c: [entry.update(name=f"LABEL_{entry['id'] - 1}") for entry in c["categories"]], ["train"])
+    training, validation = (load_detection_data(tmp_path, split) for split in ("train", "val"))
+    config = SimpleNamespace(num_queries=9, id2label=training.id2label, category_ids=training.category_ids)
+    process = SimpleNamespace(is_main_process=True, process_index=0, num_processes=1)
+    assert load_script("check_data").main([str(tmp_path)]) == 1
+    with pytest.raises(ValueError, match='category 1 is "cat" in "val" but "LABEL_0" in "train": the same ids must'):
+        check_data(None, process, SimpleNamespace(config=config), training, validation)
 
 
 def test_processes_share_the_images_of_a_check(tmp_path):

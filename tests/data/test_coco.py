@@ -4,7 +4,15 @@ import re
 import numpy as np
 import pytest
 
-from sap_detr_hf.data.coco import parse_box, parse_crowd, parse_image_id, parse_name, parse_whole_number, read_coco
+from sap_detr_hf.data.coco import (
+    parse_box,
+    parse_crowd,
+    parse_image_id,
+    parse_name,
+    parse_whole_number,
+    read_coco,
+    standard_objects,
+)
 from sap_detr_hf.data.findings import ERRORS, Findings, check_boxes
 from sap_detr_hf.data.image_paths import find_images
 
@@ -135,7 +143,12 @@ def test_ways_to_write_the_same(tmp_path, changes):
 def test_missing_and_null_area_is_width_times_height(tmp_path):
     content = coco(area=None)
     content["annotations"].append({"image_id": 1, "category_id": 2, "bbox": [0, 0, 2, 3]})
-    assert read(tmp_path, content).boxes.areas.tolist() == [1200, 6]
+    content["annotations"].append({"image_id": 1, "category_id": 2, "bbox": [9, 9, -2, 3]})
+    content["annotations"].append({"image_id": 1, "category_id": 2, "bbox": [9, 9, -2, -3]})
+    # A negative area would take the box out of AP, a positive one of two negative sides would give it a size.
+    assert read(tmp_path, content).boxes.areas.tolist() == [1200, 6, 0, 0]
+    objects = {"bbox": [[9, 9, -2, 3], [9, 9, -2, -3], [0, 0, 2, 3]], "category": [2, 2, 2]}
+    assert standard_objects(objects)["area"] == [0, 0, 6]
 
 
 def test_image_ids_are_all_numbers_or_all_text(tmp_path):

@@ -392,6 +392,11 @@ BROKEN = {
     "no size in xml": (voc_set, in_xml("<width>96</width>", ""), "image without size.*first.xml: .*width is missing"),
     "size of 0": (voc_set, in_xml("<height>64<", "<height>0<"), "first.xml: .*height is .*0.*, not a number of pixels"),
     "entity bomb": (voc_set, edit("Annotations/first.xml", BOMB), "first.xml, line 2: it has a DOCTYPE"),
+    "xml in gbk": (
+        voc_set,
+        edit("Annotations/first.xml", '<?xml version="1.0" encoding="gbk"?>\n<annotation/>'),
+        "first.xml is not XML: multi-byte encodings",
+    ),
     "other xml": (voc_set, edit("Annotations/first.xml", "<annotations/>"), "first.xml, line 1: it is <annotations>"),
     "corner is no number": (
         voc_set,

@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from tqdm import tqdm
 from ..model.image_files import open_image, upright_size
 from .dataset import DetectionData, image_name, image_source
 from .findings import ERRORS, WARNINGS, Boxes, Findings, check_boxes, check_image_ids, label_origins
+from .image_paths import file_names
 
 ROWS_AT_ONCE = 10_000
 IMAGES_AT_ONCE = 200
@@ -226,12 +226,12 @@ def _check_files(report: DataReport, data: DetectionData) -> None:
     image_ids = data.dataset["image_id"][:]
     paths = data.dataset["image_path"][:] if files else None
     check_image_ids(report, np.array(image_ids), lambda place: paths[place] if paths else f"row {place}")
-    listings: dict[str, set[str]] = {}  # one look at each folder is far quicker than one at each file over a network
+    listings: dict[str, frozenset[str]] = {}  # far quicker over a network than one look at each file
     seen: set[str] = set()
     for path, image_id in zip(paths or (), image_ids, strict=bool(paths)):
         folder, name = os.path.split(path)
         if folder not in listings:
-            listings[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+            listings[folder] = file_names(folder)
         if name not in listings[folder]:
             report.add("missing image", f"{path} (image id {image_id})")
         if path in seen:
@@ -245,7 +245,7 @@ def _check_image(row: dict[str, Any]) -> tuple[str, str] | None:
     if "image_path" not in row and row["image"] is None:
         return None  # already reported
     source = image_source(row)
-    if isinstance(source, str) and not Path(source).is_file():
+    if isinstance(source, str) and not os.path.isfile(source):
         return None if "image_path" in row else ("missing image", where)  # files are already reported
     try:
         size = open_image(source).size

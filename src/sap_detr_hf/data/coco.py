@@ -245,7 +245,7 @@ def read_boxes(
     keep &= image >= 0
     xywh = np.array(boxes, dtype=np.float64).reshape(-1, 4)
     with np.errstate(all="ignore"):  # infinite boxes are found later
-        area = np.where(missing, xywh[:, 2] * xywh[:, 3], np.array(areas, dtype=np.float64))
+        area = np.where(missing, xywh[:, 2:].clip(min=0).prod(1), np.array(areas, dtype=np.float64))
     category_ids, crowds = np.array(category, dtype=np.int64), np.array(crowd, dtype=bool)
     kept = None if origins is None else [origins[place] for place in np.flatnonzero(keep).tolist()]
     return Boxes(image[keep], category_ids[keep], xywh[keep], area[keep], crowds[keep], kept)
@@ -289,7 +289,7 @@ def standard_objects(objects: Any, category_column: str = "category", box_format
     given = objects.get("area")
     for place, (_, _, width, height) in enumerate(standard["bbox"]):
         if given is None or given[place] is None:
-            standard["area"][place] = width * height
+            standard["area"][place] = max(width, 0.0) * max(height, 0.0)
     return standard
 
 

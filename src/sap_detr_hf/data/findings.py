@@ -175,14 +175,17 @@ def check_boxes(
     width, height = np.where(size > 0, size, np.inf)[found.image].T
     beyond = np.max([-x, -y, x + w - width, y + h - height], axis=0, initial=-np.inf)
     beyond[np.isinf(width)] = -np.inf
-    inside = (np.minimum(x + w, width) > np.maximum(x, 0)) & (np.minimum(y + h, height) > np.maximum(y, 0))
+    with np.errstate(over="ignore"):  # corners in float32, as training and predictions have them
+        low = np.stack([x, y], 1).astype(np.float32)
+        high = low + np.stack([w, h], 1).astype(np.float32)
+    inside = (np.minimum(high, np.stack([width, height], 1)) > np.maximum(low, 0)).all(1)
     area_finite = np.abs(found.areas) <= LARGEST_NUMBER
     area = np.where(area_finite, found.areas, 0.0)
     # A mask reaches the four sides of its box, so it has about as many pixels as the longer side, and at most a pixel
     # around the box. Shares of the image and other units are far from both.
     far = (area < np.maximum(w, h) / 2) & (area < w * h) | (area > (w + 2) * (h + 2))
     in_range = (area >= 0) & (area <= LARGEST_AREA)
-    positive = finite & (w > 0) & (h > 0)
+    positive = finite & (high > low).all(1)
     rows = np.column_stack([found.image, found.category, found.boxes])
     order = np.lexsort(rows.T)  # several times faster than np.unique of rows
     repeated = np.zeros(len(rows), dtype=bool)

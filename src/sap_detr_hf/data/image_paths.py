@@ -127,6 +127,16 @@ def walk_images(folder: str | Path) -> Iterator[str]:
                 yield os.path.join(parent, name)
 
 
+def file_names(folder: str) -> frozenset[str]:
+    """Names of the files in a folder, empty where there is none; a link counts where it leads to a file."""
+    try:
+        with os.scandir(folder) as entries:
+            files = (each.name for each in entries if each.is_file(follow_symlinks=False) or os.path.isfile(each))
+            return frozenset(files)
+    except (OSError, ValueError):  # no folder, or a name that none can have
+        return frozenset()
+
+
 @cache
 def _image_suffixes() -> tuple[str, ...]:
     registered = Image.registered_extensions().items()

@@ -38,7 +38,7 @@ OBJECTS = {
     "iscrowd": List(Value("int8")),
 }
 # Part of the cache keys: raise it when the rows made of the same data change.
-INDEX_VERSION = 2
+INDEX_VERSION = 3
 ROWS_AT_ONCE = 1000
 CATEGORY_COLUMNS = ("category", "category_id", "categories", "label", "labels")
 

@@ -77,7 +77,9 @@ def parse_xml(path: str) -> ElementTree.Element:
     parser.CharacterDataHandler = builder.data
     try:
         parser.Parse(read_bytes(path), True)
-    except (expat.ExpatError, LookupError) as error:  # no XML, or in an unknown encoding
+    except (expat.ExpatError, LookupError, ValueError) as error:  # no XML, or an encoding that expat does not know
+        if str(error).startswith(path):
+            raise
         raise ValueError(f"{path} is not XML: {error}") from error
     return builder.close()
 

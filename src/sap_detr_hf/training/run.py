@@ -30,7 +30,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from sap_detr_cli.settings.train import TrainingSettings
 
 from ..data.augmentation import make_augmentation
-from ..data.checks import cheap_checks, check_validation
+from ..data.checks import category_conflicts, cheap_checks, check_validation
 from ..data.dataset import DetectionData, DetectionRows, check_categories, load_detection_data
 from ..distributed import all_processes_together
 from ..evaluation.coco_metric import GroundTruth
@@ -275,7 +275,8 @@ def check_data(
     check_categories(training, model.config)
     if validation is None:
         return None
-    check_categories(validation, model.config)
+    if conflicts := category_conflicts(training, validation):
+        raise ValueError(f"{validation.source}: {conflicts[0]}: the same ids must mean the same in all splits.")
     check_validation(validation, accelerator.process_index, accelerator.num_processes)
     return ground_truth(validation)
 
