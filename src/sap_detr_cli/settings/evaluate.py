@@ -16,7 +16,7 @@ from ..options import ARGUMENT, AT_LEAST_0, AT_LEAST_1, Settings
 class EvaluationSettings(Settings):
     """Everything an evaluation depends on; the text beside a field is its reason."""
 
-    model: Annotated[str, "model directory or Hub id", ARGUMENT]
+    model: Annotated[str, "model directory, Hub id, or a file of `sap-detr export`", ARGUMENT]
     data: Annotated[str, "COCO directory, COCO .json file, saved data set folder or Hub id", ARGUMENT]
     split: Annotated[str, "split of the data"] = "val"
     annotations: Annotated[str | None, "COCO JSON, where DATA has another layout"] = None
@@ -42,3 +42,4 @@ class EvaluationSettings(Settings):
     max_images: Annotated[int | None, "evaluate the first N images only: a trial", AT_LEAST_1] = None
     worst: Annotated[int, "draw the N images with the most mistakes", AT_LEAST_0] = 0
     overwrite: Annotated[bool, "replace an earlier report in the folder"] = False
+    trust_pt2: Annotated[bool, "run MODEL.pt2, which can be any code: only your own"] = False
