@@ -145,8 +145,8 @@ def _bytes(name: str, model: nn.Module) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit code: 2 for a model or data set that cannot be used."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("models", nargs="+", help="model directories and exported files; latency is compared to the first")
-    parser.add_argument("--data", help="COCO directory or other data set for AP; without it only latency is measured")
+    parser.add_argument("models", nargs="+", help="model directories, exported files; latency is compared to the first")
+    parser.add_argument("--data", help="data set for AP, as evaluate takes it; without it only latency is measured")
     parser.add_argument("--split", default="val", help="split of the data")
     parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="of the image for the latency")
     parser.add_argument("--rounds", type=int, default=20, help="in each, every model predicts one image; medians count")

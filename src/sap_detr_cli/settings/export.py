@@ -35,7 +35,7 @@ class ExportSettings(Settings):
             raise ValueError(f"{self.target} must end in .onnx, .xml or .pt2; or name a folder, and give --format.")
         if suffix in SUFFIXES.values() and self.format is not None and suffix != SUFFIXES[self.format]:
             raise ValueError(
-                f"{self.target} ends in {suffix}, but --format {self.format} writes {SUFFIXES[self.format]}."
+                f"{self.target} does not end in {SUFFIXES[self.format]}, as --format {self.format} has it."
             )
         if not self.path.parent.parent.is_dir() if self.in_folder else not self.path.parent.is_dir():
             raise ValueError(f"{self.target} must lie in a directory that exists.")
@@ -52,4 +52,6 @@ class ExportSettings(Settings):
     @property
     def path(self) -> Path:
         """The file to write."""
-        return Path(self.target, f"model{SUFFIXES[self.format]}") if self.in_folder else Path(self.target)
+        if self.format is None or not self.in_folder:
+            return Path(self.target)
+        return Path(self.target, f"model{SUFFIXES[self.format]}")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+from zipfile import is_zipfile
 
 import torch
 from torch import nn
@@ -108,8 +109,8 @@ def _open_openvino(path: Path, threads: int) -> tuple[Run, dict[str, str]]:
         core = openvino.Core()
         model = core.read_model(path)
         compiled = core.compile_model(model, "CPU", settings)
-    except RuntimeError as error:
-        raise _unreadable(path, "an OpenVINO", error) from error
+    except RuntimeError as error:  # which begins with places in OpenVINO's own files
+        raise _unreadable(path, "an OpenVINO", str(error).strip().splitlines()[-1]) from error
 
     def run(pixel_values: torch.Tensor, pixel_mask: torch.Tensor) -> Sequence[torch.Tensor]:
         found = compiled({"pixel_values": pixel_values.numpy(), "pixel_mask": pixel_mask.numpy()})
@@ -122,6 +123,8 @@ def _open_torch(path: Path, threads: int) -> tuple[Run, dict[str, str]]:
     from . import same_padding  # noqa: F401  # registers an operation that the program may hold
 
     contents = {METADATA: ""}
+    if not is_zipfile(path):
+        raise _unreadable(path, "a torch.export", "it is no zip file")
     try:
         program = torch.export.load(path, extra_files=contents)
     except Exception as error:  # of many kinds, for files that are broken in many ways
@@ -139,7 +142,7 @@ def _texts(metadata: str) -> dict[str, str]:
         return {}
 
 
-def _unreadable(path: str | Path, kind: str, error: Exception) -> ValueError:
+def _unreadable(path: str | Path, kind: str, error: object) -> ValueError:
     return ValueError(f"{path} cannot be loaded as {kind} model: {first_line(error)}")
 
 
