@@ -34,9 +34,7 @@ class ExportSettings(Settings):
         if suffix not in SUFFIXES.values() and self.format is None:
             raise ValueError(f"{self.target} must end in .onnx, .xml or .pt2; or name a folder, and give --format.")
         if suffix in SUFFIXES.values() and self.format is not None and suffix != SUFFIXES[self.format]:
-            raise ValueError(
-                f"{self.target} does not end in {SUFFIXES[self.format]}, as --format {self.format} has it."
-            )
+            raise ValueError(f"{self.target} does not end in {SUFFIXES[self.format]}, as --format {self.format} does.")
         if not self.path.parent.parent.is_dir() if self.in_folder else not self.path.parent.is_dir():
             raise ValueError(f"{self.target} must lie in a directory that exists.")
         if self.int8 != (self.calibrate is not None):
