@@ -16,7 +16,7 @@ from .slices import Overlap, SliceSize, WholeImage, check_slices
 class PredictionSettings(Settings):
     """Everything a prediction depends on; the text beside a field is its reason."""
 
-    model: Annotated[str, "model directory or Hub id", ARGUMENT]
+    model: Annotated[str, "model directory, Hub id, or a file of `sap-detr export`", ARGUMENT]
     inputs: Annotated[list[str], "files, folders, patterns, addresses, videos, or one COCO JSON", ARGUMENT]
     output: Annotated[str, "folder that gets the results"]
     images: Annotated[str | None, "image folder of a COCO JSON, where it is not found by itself"] = None
@@ -42,6 +42,7 @@ class PredictionSettings(Settings):
     overwrite: Annotated[bool, "replace the results of an earlier prediction in the folder"] = False
     timeout: Annotated[float, "seconds that a download may take", ABOVE_0] = 20.0
     max_download: Annotated[float, "largest download in MiB", ABOVE_0] = 64.0
+    trust_pt2: Annotated[bool, "run MODEL.pt2, which can be any code: only your own"] = False
 
     def __post_init__(self):
         super().__post_init__()

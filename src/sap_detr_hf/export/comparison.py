@@ -1,0 +1,73 @@
+"""An exported file beside the torch model it was written from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ..markdown_table import markdown_table
+from .graph import OUTPUT_NAMES, padded_noise
+
+CHECKED_BATCHES = (1, 3)
+CHECKED_SIZES = ((192, 256), (131, 203))
+
+
+class ExportError(ValueError):
+    """The exported model does not compute what the torch model computes."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Largest absolute differences between an exported model's and torch's outputs, for one batch.
+
+    Attributes:
+        batch_size, height, width: of the batch, which holds padding.
+        largest: by output name.
+    """
+
+    batch_size: int
+    height: int
+    width: int
+    largest: dict[str, float]
+
+
+@torch.no_grad()
+def compare_with_torch(
+    model: nn.Module,
+    exported: nn.Module,
+    batch_sizes: Sequence[int] = CHECKED_BATCHES,
+    sizes: Sequence[tuple[int, int]] = CHECKED_SIZES,
+) -> list[Difference]:
+    """Run both on the same noise, all batch sizes in all sizes (height, width)."""
+    model = model.eval()
+    differences = []
+    for height, width in sizes:
+        for batch_size in batch_sizes:
+            inputs = padded_noise(batch_size, height, width)
+            expected, found = model(*inputs), exported(*inputs)
+            largest = {
+                name: (getattr(found, name) - getattr(expected, name)).abs().max().item() for name in OUTPUT_NAMES
+            }
+            differences.append(Difference(batch_size, height, width, largest))
+    return differences
+
+
+def difference_table(differences: Sequence[Difference]) -> str:
+    """The differences as a Markdown table."""
+    rows = [
+        [found.batch_size, f"{found.height} x {found.width}", *(f"{found.largest[name]:.1e}" for name in OUTPUT_NAMES)]
+        for found in differences
+    ]
+    return markdown_table(["batch", "height x width", *OUTPUT_NAMES], rows)
+
+
+def require_equal(differences: Sequence[Difference], tolerance: float) -> None:
+    """Raises ExportError for a difference that exceeds the tolerance or is not a number."""
+    for found in differences:
+        for name, largest in found.largest.items():
+            if not largest <= tolerance:  # also where it is not a number
+                raise ExportError(
+                    f"the exported model's {name} differs from torch's by {largest:.2g}, more than {tolerance:g}, for "
+                    f"{found.batch_size} images of {found.height} x {found.width}: nothing was written"
+                )
