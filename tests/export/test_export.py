@@ -268,6 +268,21 @@ def predicted_and_evaluated(model, digits, folder):
     return metrics, sorted(found, key=lambda one: (one["image_id"], -one["score"]))
 
 
+def test_slices_and_annotations_as_the_saved_model(model_directory, exported, digits, tmp_path):
+    pytest.importorskip("sahi")
+    written = []
+    for model in (model_directory, exported.path):
+        folder = tmp_path / Path(model).name
+        options = ["--slice", "64", "--threshold", "0", "--top-k", "10", "--no-pictures", "--as-annotations", "coco"]
+        assert main(["predict", str(model), str(digits / "images/val"), "--output", str(folder), *options]) == 0
+        [file] = (folder / "pre_labels" / "annotations").iterdir()
+        written.append(json.loads(file.read_text()))
+    expected, found = written
+    assert found["categories"] == expected["categories"]
+    assert len(found["annotations"]) == len(expected["annotations"]) == 4 * 10
+    assert difference(found["annotations"], expected["annotations"], "bbox") < 1e-2
+
+
 def difference(found, expected, key):
     return np.abs(np.array([one[key] for one in found]) - np.array([one[key] for one in expected])).max()
 

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from sap_detr_cli.main import fail
 from sap_detr_cli.settings.export import ExportSettings
 
