@@ -68,7 +68,10 @@ def save_openvino(model: Any, path: Path) -> None:
 
 
 def write_torch(program: ExportedProgram, metadata: Mapping[str, str], path: Path) -> None:
-    """Write the traced program as `torch.export.save` does."""
+    """Write the traced program as `torch.export.save` does, without its example inputs and the modules' names."""
+    program.example_inputs = None
+    for node in program.graph.nodes:
+        node.meta.pop("nn_module_stack", None)
     torch.export.save(program, path, extra_files={METADATA: json.dumps(dict(metadata))})
 
 
