@@ -13,7 +13,7 @@ MAY_IMPORT = {
     "data": {"model"},
     "weights": {"model"},
     "export": {"model"},
-    "inference": MODEL_READERS,
+    "inference": {"export", *MODEL_READERS},  # exported files in a model's place
     "evaluation": {"inference", *MODEL_READERS},
     "explain": {"inference", *MODEL_READERS},
     "training": {"evaluation", *MODEL_READERS},

@@ -18,7 +18,7 @@ from .slices import Overlap, SliceSize, WholeImage, check_slices
 class EvaluationSettings(Settings):
     """Settings of `sap-detr evaluate`. The text beside a field is its help text."""
 
-    model: Annotated[str, "model directory or Hub id", ARGUMENT]
+    model: Annotated[str, "model directory, Hub id, or a file of `sap-detr export`", ARGUMENT]
     data: Annotated[str, "COCO folder or JSON, YOLO or Pascal VOC folder, saved data set folder or Hub id", ARGUMENT]
     split: Annotated[str, "split to evaluate"] = "val"
     annotations: Annotated[str | None, "COCO JSON, if DATA has another layout"] = None
@@ -49,6 +49,7 @@ class EvaluationSettings(Settings):
     max_images: Annotated[int | None, "evaluate only the first N images, for a quick test", AT_LEAST_1] = None
     worst: Annotated[int, "draw the N images with the most mistakes", AT_LEAST_0] = 0
     overwrite: Annotated[bool, "replace an earlier report in the folder"] = False
+    trust_pt2: Annotated[bool, "run MODEL.pt2, which can be any code: only your own"] = False
 
     def __post_init__(self):
         super().__post_init__()

@@ -17,7 +17,7 @@ from .slices import Overlap, SliceSize, WholeImage, check_slices
 class PredictionSettings(Settings):
     """Settings of `sap-detr predict`. The text beside a field is its help text."""
 
-    model: Annotated[str, "model directory or Hub id", ARGUMENT]
+    model: Annotated[str, "model directory, Hub id, or a file of `sap-detr export`", ARGUMENT]
     inputs: Annotated[list[str], "files, folders, patterns, URLs, videos, or one COCO JSON", ARGUMENT]
     output: Annotated[str, "folder for the results"]
     images: Annotated[str | None, "image folder of a COCO JSON, if it is not detected"] = None
@@ -43,6 +43,7 @@ class PredictionSettings(Settings):
     overwrite: Annotated[bool, "replace the results of an earlier prediction in the folder"] = False
     timeout: Annotated[float, "time limit of a download in seconds", ABOVE_0] = 20.0
     max_download: Annotated[float, "size limit of a download in MiB", ABOVE_0] = 64.0
+    trust_pt2: Annotated[bool, "run MODEL.pt2, which can be any code: only your own"] = False
 
     def __post_init__(self):
         super().__post_init__()

@@ -1,30 +1,58 @@
-"""Export to ONNX and print the differences from torch."""
+"""Export a model, and print how it compares with torch."""
 
-from pathlib import Path
+from collections.abc import Sequence
+from typing import Any
 
 from sap_detr_cli.main import fail
 from sap_detr_cli.settings.export import ExportSettings
 
-from ..export.onnx import ExportError, compare_with_torch, difference_table, export_onnx, quantize_int8
-from ..weights.pretrained import load_pretrained
+from ..export.comparison import ExportError, difference_table
+from ..export.packages import require_packages
+from ..export.run import export_model
+from ..inference.detector import prepare_batch, prepared_size
+from ..inference.sources import InputImages
+from ..weights.pretrained import load_detector
+
+PHOTOGRAPHS = ((480, 640), (640, 427))  # height and width of typical ones
+
+
+class CalibrationPictures(Sequence):
+    """Pictures as a model gets them, opened anew at each use.
+
+    Raises:
+        OSError, ValueError: there are none, or one cannot be opened; the message names it.
+    """
+
+    def __init__(self, inputs: str, image_processor: Any, count: int):
+        found = list(InputImages([inputs]))
+        self.sources = [found[i * len(found) // count] for i in range(count)] if len(found) > count else found
+        self.image_processor = image_processor
+        for source in self.sources:
+            source.load()
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def __getitem__(self, index: Any) -> Any:
+        return prepare_batch(self.image_processor, self.sources[index].load())
 
 
 def run(settings: ExportSettings) -> int:
-    """Export, compare, quantize where asked for; 1 for an export that differs from torch."""
-    output = Path(settings.output)
+    """Export and compare; 1 for an export that differs from torch."""
+    require_packages(settings.path.suffix)
+    model, image_processor = load_detector(settings.model, "cpu")
+    pictures = None
+    if settings.calibrate is not None:
+        pictures = CalibrationPictures(settings.calibrate, image_processor, settings.calibration_images)
+    sizes = [prepared_size(image_processor, *size) for size in PHOTOGRAPHS]
+    if settings.in_folder:
+        settings.path.parent.mkdir(exist_ok=True)
     try:
-        model, image_processor = load_pretrained(settings.model)
-        differences = export_onnx(model.eval(), image_processor, output, settings.tolerance)
-        print(f"Largest differences from torch:\n{difference_table(differences)}\n{_size(output)}")
-        if settings.int8:
-            int8_output = output.with_suffix(".int8.onnx")
-            quantize_int8(output, int8_output)
-            differences = compare_with_torch(model, int8_output)
-            print(f"\nThe same with int8:\n{difference_table(differences)}\n{_size(int8_output)}")
+        done = export_model(model, image_processor, settings.path, settings.tolerance, pictures, sizes)
     except ExportError as error:
         return fail(error, 1)
+    print(f"Largest differences from torch in float32:\n{difference_table(done.differences)}")
+    if pictures is not None:
+        print(f"int8, calibrated on {len(pictures)} pictures: {done.agreement:.1%} of torch's best detections")
+    print("\n".join(f"{file}: {file.stat().st_size / 1e6:.1f} MB" for file in done.files))
     return 0
-
-
-def _size(path: Path) -> str:
-    return f"{path}: {path.stat().st_size / 1e6:.1f} MB"

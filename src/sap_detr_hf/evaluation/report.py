@@ -25,6 +25,7 @@ from ..drawing import contact_sheet, draw_detections
 from ..environment import hardware_name, software_versions, tf32_settings
 from ..files import prepare_folder, whole_file
 from ..inference.detector import Detector
+from ..inference.exports import exported_file, load_exported
 from ..inference.sources import short_name
 from ..markdown_table import markdown_table, table_text
 from ..weights.pretrained import AUTOCAST_DTYPES, at_size, check_device_and_dtype, load_pretrained
@@ -69,7 +70,7 @@ def evaluate_model(settings: EvaluationSettings, command: str | None = None) -> 
         OSError, ValueError: a model, data set, image or folder that cannot be used; on all processes together.
     """
     check_device_and_dtype(settings.device, settings.dtype)
-    accelerator = Accelerator(cpu=settings.device == "cpu")
+    accelerator = Accelerator(cpu=settings.device == "cpu" or exported_file(settings.model) is not None)
     output = Path(settings.output)
     with all_processes_together():
         sliced = _slices(settings)
@@ -116,7 +117,7 @@ def evaluate_model(settings: EvaluationSettings, command: str | None = None) -> 
 
 
 def _prepare(settings: EvaluationSettings) -> tuple[torch.nn.Module, Any, DetectionData]:
-    model, image_processor = load_pretrained(settings.model)
+    model, image_processor = load_exported(settings) or load_pretrained(settings.model)
     image_processor = at_size(image_processor, settings.shortest_edge, settings.longest_edge)
     data = load_detection_data(
         settings.data,

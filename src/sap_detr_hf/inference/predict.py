@@ -16,10 +16,12 @@ from tqdm.auto import tqdm
 
 from sap_detr_cli.settings.predict import PredictionSettings
 
+from ..export.exported import ExportedModel
 from ..files import prepare_folder
 from ..model.pretrained_model import SapDetrPreTrainedModel
 from ..weights.pretrained import AUTOCAST_DTYPES, check_device_and_dtype, load_detector
 from .detector import Detector, SalientDetections, plan_batches, prepare_image
+from .exports import load_exported
 from .pre_labels import PRE_LABELS, PreLabels
 from .results import FILES, PICTURES, PredictionResults
 from .sources import InputImage, InputImages
@@ -93,7 +95,7 @@ def predict(settings: PredictionSettings) -> PredictionSummary:
         max_bytes=int(settings.max_download * 2**20),
     )
     total = sources.count()
-    model, image_processor = load_detector(settings.model, settings.device)
+    model, image_processor = load_exported(settings) or load_detector(settings.model, settings.device)
     prepare_folder(output, settings.overwrite, results=(*FILES, PICTURES, PRE_LABELS))
     predictor = Predictor(model, image_processor, settings)
     summary = PredictionSummary()
@@ -125,7 +127,9 @@ class Predictor:
     Images of different size never share a batch: where none is padded for its neighbors, none depends on them.
     """
 
-    def __init__(self, model: SapDetrPreTrainedModel, image_processor: Any, settings: PredictionSettings):
+    def __init__(
+        self, model: SapDetrPreTrainedModel | ExportedModel, image_processor: Any, settings: PredictionSettings
+    ):
         self.settings = settings
         self.detector = Detector(
             model,

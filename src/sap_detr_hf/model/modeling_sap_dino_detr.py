@@ -295,7 +295,7 @@ class SapDinoDetrModel(SapDinoDetrPreTrainedModel):
         queries, logits, objectness = self.selection(encoded, pyramid)
         points = queries.corners + queries.cells * queries.places
         content = self.query_content(torch.arange(points.shape[1], device=points.device)).to(encoded.dtype)
-        content = content.expand(len(points), -1, -1)
+        content = content.expand(points.shape[0], -1, -1)  # `len` would make the traced batch a constant
         if denoising is not None:
             content = torch.cat([content, denoising.content.to(content.dtype)], dim=1)
         start = with_denoising(queries, denoising, pyramid)

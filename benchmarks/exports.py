@@ -1,6 +1,8 @@
-"""Exported models beside the torch model they came from: COCO AP, size and latency, all in one run."""
+"""COCO AP, size and CPU latency of exported files beside the torch model, in one run."""
 
+import argparse
 import statistics
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -15,11 +17,12 @@ from sap_detr_hf.data.dataset import DetectionData, check_categories, load_detec
 from sap_detr_hf.environment import hardware_name, software_versions
 from sap_detr_hf.evaluation.coco_metric import METRIC_NAMES
 from sap_detr_hf.evaluation.evaluate import evaluate_detections, ground_truth
-from sap_detr_hf.export.session import OnnxDetector
+from sap_detr_hf.evaluation.report import write_results
+from sap_detr_hf.export.exported import ExportedModel
 from sap_detr_hf.inference.detector import prepared_size
+from sap_detr_hf.inference.exports import exported_file
 from sap_detr_hf.markdown_table import markdown_table
-from sap_detr_hf.model.image_processing_pil_sap_detr import SapDetrImageProcessorPil
-from sap_detr_hf.weights.pretrained import load_pretrained
+from sap_detr_hf.weights.pretrained import load_detector
 
 from .measure import paired_seconds
 from .models import image_batch
@@ -53,12 +56,11 @@ def evaluate_exported(
     size: tuple[int, int] | None = None,
     rounds: int = 20,
 ) -> dict[str, Any]:
-    """AP on a data set, and latency with one image, of `.onnx` files and model directories on the CPU.
-
-    All models get images from the Pillow image processor, so that they differ in nothing but the model.
+    """AP on a data set, and latency with one image, of exported files and model directories on the CPU.
 
     Args:
-        names: files and directories; the first is what the others' latency is compared with.
+        names: files and directories, a directory may be followed by `:optimized`; the first is what the others' latency
+            is compared with.
         data: as in `load_detection_data`; without it only latency is measured.
         split: of the data.
         size: height and width of the image for the latency; by default that of the data's first image.
@@ -100,7 +102,7 @@ def evaluate_exported(
     return {
         "setting": {**setting, "threads": torch.get_num_threads()},
         "hardware": hardware_name(torch.device("cpu")),
-        "versions": software_versions("onnxruntime", "onnxruntime-gpu"),
+        "versions": software_versions("onnxruntime", "openvino", "nncf"),
         "models": [asdict(result) for result in results],
     }
 
@@ -116,11 +118,16 @@ def result_table(models: Sequence[dict[str, Any]]) -> str:
 
 
 def _load(name: str) -> tuple[nn.Module, Any]:
-    if name.endswith(".onnx"):
-        detector = OnnxDetector(name)
-        return detector, detector.image_processor
-    model, image_processor = load_pretrained(name)
-    return model.eval(), SapDetrImageProcessorPil.from_dict(image_processor.to_dict())
+    if exported_file(name) is not None:
+        exported = ExportedModel(name, trust_pt2=True)
+        return exported, exported.image_processor
+    directory, _, form = name.partition(":")
+    if form not in ("", "optimized"):
+        raise ValueError(f"{name}: the only form of a saved model here is :optimized")
+    model, image_processor = load_detector(directory, "cpu")
+    if form:
+        model.optimize_for_inference()
+    return model, image_processor
 
 
 def _metrics(model: nn.Module, image_processor: Any, data: DetectionData) -> dict[str, float]:
@@ -130,6 +137,34 @@ def _metrics(model: nn.Module, image_processor: Any, data: DetectionData) -> dic
 
 
 def _bytes(name: str, model: nn.Module) -> int:
-    if name.endswith(".onnx"):
-        return Path(name).stat().st_size
+    if exported_file(name) is not None:
+        return sum(file.stat().st_size for file in (Path(name), Path(name).with_suffix(".bin")) if file.exists())
     return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns the exit code: 2 for a model or data set that cannot be used."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("models", nargs="+", help="model directories, exported files; latency is compared to the first")
+    parser.add_argument("--data", help="data set for AP, as evaluate takes it; without it only latency is measured")
+    parser.add_argument("--split", default="val", help="split of the data")
+    parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="of the image for the latency")
+    parser.add_argument("--rounds", type=int, default=20, help="in each, every model predicts one image; medians count")
+    parser.add_argument("--note", help="what disturbed the measurement, for the readers of the results")
+    parser.add_argument("--json", type=Path, help="also write the results here")
+    args = parser.parse_args(argv)
+    try:
+        size = None if args.size is None else tuple(args.size)
+        results = evaluate_exported(args.models, args.data, args.split, size, args.rounds)
+        results["setting"]["note"] = args.note
+        if args.json is not None:
+            write_results(args.json, results)
+    except (ImportError, OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(result_table(results["models"]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
