@@ -66,8 +66,8 @@ def compare_with_torch(
 
 def in_order_of(expected: Any, found: Any) -> SimpleNamespace:
     """The found outputs with each image's queries in the order that differs least from the expected ones."""
-    values = [torch.cat([getattr(outputs, name) for name in OUTPUT_NAMES], -1) for outputs in (expected, found)]
-    costs = torch.cdist(*values, p=float("inf")).nan_to_num(torch.finfo(torch.float32).max)  # (B, N, N)
+    theirs, ours = (torch.cat([getattr(outputs, name) for name in OUTPUT_NAMES], -1) for outputs in (expected, found))
+    costs = torch.cdist(theirs, ours, p=float("inf")).nan_to_num(torch.finfo(torch.float32).max)  # (B, N, N)
     orders = [torch.from_numpy(linear_sum_assignment(cost.numpy())[1]) for cost in costs]
     return SimpleNamespace(
         **{
