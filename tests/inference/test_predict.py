@@ -440,3 +440,11 @@ def test_core_packages_are_enough(model_dir, tmp_path):
     done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "--every" in done.stdout
+
+
+def test_no_detection_is_explained(model_dir, tmp_path, capsys):
+    noise(120, 80).save(tmp_path / "a.png")
+    assert run(model_dir, tmp_path / "a.png", "--output", tmp_path / "out", "--threshold", 0.999) == 0
+    shown = capsys.readouterr()
+    assert "1 images, 0 detections" in shown.out
+    assert "No detection scores above --threshold 0.999" in shown.err

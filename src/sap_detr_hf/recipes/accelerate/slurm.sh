@@ -1,5 +1,5 @@
 #!/bin/bash
-# Several nodes under SLURM; before its time limit the job saves its state, and goes on when SLURM starts it again:
+# Several nodes under SLURM. Before its time limit the job saves its state, and goes on when SLURM starts it again:
 #   sbatch --nodes 2 --gpus-per-node 4 slurm.sh RECIPE --output_dir SHARED_FOLDER [--setting value ...]
 # A run that fails by itself (exit code above 0) is not started again.
 #SBATCH --job-name=sap_detr
