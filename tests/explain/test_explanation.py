@@ -299,7 +299,7 @@ def test_script_refuses_what_it_cannot_use(model_dir, image, tmp_path, capsys, m
         ((tmp_path, photo), "no config.json"),
         ((model_dir, photo, "--device", "cuda"), "device is cuda, but PyTorch finds no CUDA device"),
         ((model_dir, photo, "--threshold", 1), "has 0 above the score"),
-        ((model_dir, photo, "--annotations", tmp_path / "val.json"), "lists 0 images of the name photo.png"),
+        ((model_dir, photo, "--annotations", tmp_path / "val.json"), "lists 0 images named photo.png"),
         ((model_dir, photo, "--annotations", tmp_path / "bad.json"), "is not COCO JSON"),
         ((model_dir, photo, "--annotations", tmp_path / "none.json"), "none.json"),
     ):

@@ -272,7 +272,7 @@ def test_wrong_arguments(model_dir, tmp_path, capsys):
         ((model_dir, tmp_path / "a.png", "--nms", 2), "`nms` = 2.0 must be between 0 and 1"),
         ((model_dir, tmp_path / "a.png", "--batch-size", 0), "`batch_size` = 0 must be at least 1"),
         ((model_dir, tmp_path / "a.png", "--timeout", 0), "`timeout` = 0.0 must be above 0"),
-        ((model_dir, tmp_path / "a.png", "--images", tmp_path), "belongs to a COCO JSON"),
+        ((model_dir, tmp_path / "a.png", "--images", tmp_path), "is the image folder of a COCO JSON"),
         ((model_dir, tmp_path / "a.png", write_coco(tmp_path)), "give it alone"),
         ((tmp_path / "empty", tmp_path / "a.png"), "no config.json"),
         ((tmp_path / "a.png", tmp_path / "a.png"), "not a model directory"),

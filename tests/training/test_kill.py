@@ -41,7 +41,7 @@ def test_killed_at_random_moments_equals_uninterrupted(tmp_path):
         log = tmp_path / f"{number}.log"
         attempt = fork(log, recipe, "--output_dir", parts, "--resume", "auto")
         if number < KILLS:
-            moment = time.monotonic() + draw.uniform(0, 1.5 * start_up)
+            moment = time.monotonic() + draw.uniform(0, 2 * start_up)
             while time.monotonic() < moment and newest_step(parts) < before + STEPS_OF_AN_ATTEMPT:
                 time.sleep(0.002)
             attempt.kill()

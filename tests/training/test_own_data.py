@@ -90,7 +90,7 @@ def test_one_command_trains_and_a_resumed_run_chooses_nothing_again(digits, tmp_
 def test_resume_without_the_choices_is_refused(digits, tmp_path, capsys):
     state = tmp_path / "run" / "checkpoints" / "step_00000001.pt"
     assert main(["train", "own_data", "--data", str(digits), "--resume", str(state)]) == 2
-    assert "settings.yaml with the choices of the run is not there" in capsys.readouterr().err
+    assert "settings.yaml with the choices of the run does not exist" in capsys.readouterr().err
 
 
 def test_resume_where_nothing_was_saved_yet_chooses(choose, tmp_path):

@@ -1,4 +1,6 @@
-"""Train a small SAP-DETR on digits over photographs and draw its detections. Takes minutes, downloads nothing."""
+"""Train a small SAP-DINO-DETR on digits over photographs, in minutes, without a download.
+
+It measures COCO AP and draws detections."""
 
 from dataclasses import dataclass
 from typing import Annotated

@@ -1,4 +1,6 @@
-"""Export a model to ONNX, OpenVINO or torch.export, for any batch and image size, and compare it with torch.
+"""Export a model to ONNX, OpenVINO or torch.export, and compare it with torch.
+
+The file takes any batch and image size.
 
 TARGET is model.onnx, model.xml (OpenVINO, its weights in model.bin beside it) or model.pt2 (torch.export, not of a
 SAP-DINO-DETR); or, with --format, a folder that gets such a file. `predict` and `evaluate` take it. A .pt2 can be any
