@@ -12,7 +12,7 @@ from sap_detr_hf.model.detector_configuration import check_field_names
 
 @pytest.mark.parametrize(
     ("name", "advice"),
-    [("decoder_layer", "the nearest one is `decoder_layers`"), ("zzz", "its docstring"), ("model_type", "the nearest one is")],
+    [("decoder_layer", "the nearest one is `decoder_layers`"), ("zzz", "its docstring"), ("model_type", "the nearest")],
 )
 def test_unknown_override_is_refused_with_the_nearest_field(name, advice):
     with pytest.raises(ValueError, match=f"`{name}` is not a field of SapDetrConfig.*{advice}"):

@@ -1,6 +1,7 @@
 """Train a small SAP-DINO-DETR on digits over photographs, in minutes, without a download.
 
-It measures COCO AP and draws detections."""
+It measures COCO AP and draws detections.
+"""
 
 from dataclasses import dataclass
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""Draw how a detection is made: grid, reference point, side distances, decoder layers and attention.
+"""Draw how a detection is made: grid cell, reference point, side distances, layers and attention.
 
 --annotations also draws the training matching: the ground-truth box of each query, at each decoder layer.
 """
