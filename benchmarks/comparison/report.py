@@ -22,10 +22,12 @@ Trained = dict[tuple[str, int], list[dict[str, Any]]]
 
 def write_report(results: Path) -> None:
     """Write `results.md` and `curves.png` from the runs and `speed.json` of a data set's folder."""
-    trained = full_runs(finished_runs(results))
-    speed = step_seconds(results)
-    (results / "results.md").write_text(report_text(trained, speed) + "\n", encoding="utf-8")
-    draw_curves(trained, speed, results / "curves.png")
+    runs = finished_runs(results)
+    trained, speed = full_runs(runs), step_seconds(results)
+    parts = [report_text(trained, speed), searches_table(runs)]
+    (results / "results.md").write_text("\n\n".join(filter(None, parts)) + "\n", encoding="utf-8")
+    if trained:
+        draw_curves(trained, speed, results / "curves.png")
 
 
 def step_seconds(results: Path) -> dict[str, float]:
@@ -41,9 +43,6 @@ def full_runs(runs: dict[Run, dict[str, Any]]) -> Trained:
     groups: Trained = {}
     for run, result in runs.items():
         groups.setdefault((run.detector, run.epochs), []).append(result)
-    longest: dict[str, int] = {}
-    for name, epochs in groups:
-        longest[name] = max(longest.get(name, 0), epochs)
     kept = {key: group for key, group in groups.items() if len({run["rate"] for run in group}) == 1}
     order = list(DETECTORS)
     return dict(sorted(kept.items(), key=lambda item: (order.index(item[0][0]), item[0][1])))
@@ -52,7 +51,7 @@ def full_runs(runs: dict[Run, dict[str, Any]]) -> Trained:
 def report_text(trained: Trained, speed: dict[str, float]) -> str:
     """A row for each detector: final AP, seconds, and what it took to reach the others' final AP."""
     if not trained:
-        return "No run has ended yet."
+        return "No run in full length has ended yet."
     rows = []
     for (name, epochs), runs in trained.items():
         seconds = speed.get(name)
@@ -71,6 +70,29 @@ def report_text(trained: Trained, speed: dict[str, float]) -> str:
         )
     titles = ["detector", "epochs", "rate", "seeds", *SHOWN, "s an epoch", "s in all", "peak GiB"]
     return "\n\n".join([markdown_table(titles, rows), reached_table(trained, speed)])
+
+
+def searches_table(runs: dict[Run, dict[str, Any]]) -> str | None:
+    """AP and AP50 after the short runs that a rate is chosen by, or `None` without any."""
+    full = full_runs(runs)
+    short = {run: result for run, result in runs.items() if result not in full.get((run.detector, run.epochs), [])}
+    if not short:
+        return None
+    rates = sorted({run.rate for run in short})
+    lengths = sorted({(list(DETECTORS).index(run.detector), run.detector, run.epochs) for run in short})
+    rows = []
+    for _, name, epochs in lengths:
+        cells = []
+        for rate in rates:
+            points = [
+                r["curve"][-1]
+                for run, r in short.items()
+                if (run.detector, run.epochs, run.rate) == (name, epochs, rate)
+            ]
+            cells.append(f"{100 * points[0]['AP']:.1f} / {100 * points[0]['AP50']:.1f}" if points else "-")
+        rows.append([DETECTORS[name].title, epochs, *cells])
+    titles = ["detector", "epochs", *(f"rate {rate:g}" for rate in rates)]
+    return "The search for the rate, one seed, AP / AP50 in per cent:\n\n" + markdown_table(titles, rows)
 
 
 def reached_table(trained: Trained, speed: dict[str, float]) -> str:

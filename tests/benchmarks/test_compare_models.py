@@ -148,7 +148,8 @@ def one_run(seed, aps, **values):
 
 def test_report_compares_over_epochs_and_seconds(tmp_path):
     (tmp_path / "runs").mkdir()
-    runs = [one_run(0, [0.1, 0.2, 0.3]), one_run(1, [0.1, 0.4, 0.5]), one_run(0, [0.9], rate=0.5)]
+    full, searched = [one_run(0, [0.1, 0.2, 0.3]), one_run(1, [0.1, 0.4, 0.5])], [one_run(0, [0.9], rate=0.5)]
+    runs = [*full, *searched, one_run(0, [0.8])]
     (tmp_path / "runs" / "sap-detr.json").write_text(json.dumps({"runs": runs}))
     (tmp_path / "runs" / "dab-detr.json").write_text(json.dumps({"runs": [one_run(0, [0.0, 0.1, 0.2])]}))
     speed = {"detectors": {"sap-detr": {"seconds_per_step": 0.5}, "dab-detr": {"seconds_per_step": 0.25}}}
@@ -157,6 +158,8 @@ def test_report_compares_over_epochs_and_seconds(tmp_path):
     text = (tmp_path / "results.md").read_text()
     assert "| SAP-DETR as released | 3 | 0.001 | 2 | 40.0 (30.0 to 50.0) |" in text
     assert "| 5.0 | 15 |" in text
+    assert "| detector | epochs | rate 0.001 | rate 0.5 |" in text
+    assert "| SAP-DETR as released | 1 | 80.0 / 80.0 | 90.0 / 90.0 |" in text
     assert "| SAP-DETR as released | 3 (15 s) | 2 (10 s) |" in text
     assert "| DAB-DETR | - | 3 (8 s) |" in text
     assert (tmp_path / "curves.png").stat().st_size > 10_000
