@@ -22,7 +22,7 @@ def test_same_as_torch(tmp_path):
     assert [file.name for file in done.files] == ["dino.bin", "dino.xml"]
     exported = ExportedModel(tmp_path / "dino.xml")
     assert exported.config.model_type == "sap_dino_detr"
-    differences = compare_with_torch(model, exported, batch_sizes=(1, 4), sizes=((97, 64), (40, 33)))
+    differences = compare_with_torch(model, exported, batch_sizes=(1, 4), sizes=((97, 64), (40, 33), (160, 97)))
     assert max(max(found.largest.values()) for found in differences) < 1e-4, difference_table(differences)
 
 

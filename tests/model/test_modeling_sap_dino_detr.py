@@ -343,17 +343,6 @@ def test_training_compiles_encoder_and_decoder():
     assert counters["stats"]["unique_graphs"] == 4
 
 
-def test_exported_to_onnx_equals_torch(tmp_path):
-    """At three sizes and two batch sizes, with padding; one has fewer tokens than the model queries."""
-    pytest.importorskip("onnx")
-    from sap_detr_hf.export.onnx import compare_with_torch, difference_table, export_onnx
-
-    model = tiny_dino(encoder_layers=1, decoder_layers=1)
-    differences = export_onnx(model, SapDetrImageProcessorPil(), tmp_path / "dino.onnx")
-    differences += compare_with_torch(model, tmp_path / "dino.onnx", batch_sizes=(2,), sizes=((32, 32), (160, 97)))
-    assert max(max(found.largest.values()) for found in differences) < 1e-4, difference_table(differences)
-
-
 @pytest.mark.parametrize("backbone", [TINY_PYRAMID, "tf_efficientnet_lite0"])
 def test_optimized_for_inference_also_saved_and_loaded(tmp_path, backbone):
     fields = {"backbone_config": backbone}
