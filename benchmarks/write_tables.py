@@ -40,7 +40,7 @@ def demo() -> str:
 
 
 def exported() -> str:
-    """AP and speed of the demo's model in ONNX; speed alone of R50."""
+    """AP and speed of a small SAP-DETR in ONNX; speed alone of R50."""
     rows = []
     for name in ("onnx_cpu", "onnx_r50_cpu"):
         size = "{height} x {width}".format(**results(name)["setting"])
@@ -52,7 +52,7 @@ def exported() -> str:
 
 
 def slices() -> str:
-    """AP of the demo's model on mosaics of its validation pictures, in slices."""
+    """AP of a small SAP-DETR on mosaics of its validation images, in slices."""
     measured = results("slices_cpu")
     single = measured["runs"][0]["AP"]
     rows = [
@@ -74,7 +74,7 @@ def other_figures() -> str:
     rows = [
         ["data loader, R50, 2 workers, images a second", f"{loader['loader_images_per_second']:.1f}"],
         ["training, R50, 2 images a step, images a second", f"{loader['training_images_per_second']:.2f}"],
-        *([f"AP of the demo's model in {dtype}", f"{precision[dtype]['AP']:.4f}"] for dtype in precision),
+        *([f"AP of a small SAP-DETR on the digits in {dtype}", f"{precision[dtype]['AP']:.4f}"] for dtype in precision),
         *(
             [f"AP of {ap['setting']['images']} images, {name}, CPU seconds", f"{seconds:.1f}"]
             for name, seconds in ap["seconds"].items()
