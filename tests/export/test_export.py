@@ -52,6 +52,10 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
+pytestmark = pytest.mark.xdist_group("export")  # one process makes the exports for all
+TORCH_EXPORT = torch.onnx.export  # while `traced_once` gives each model's first export again
+
+
 @pytest.fixture(scope="module")
 def model_directory(tmp_path_factory):
     directory = tmp_path_factory.mktemp("onnx") / "model"
@@ -368,7 +372,7 @@ def test_convolutions_with_same_padding(tmp_path):
     replaced = torch.nn.Sequential(*layers).eval()
     replace_same_convolutions(replaced)
     assert not any(isinstance(module, Conv2dSame) for module in replaced.modules())
-    program = torch.onnx.export(
+    program = TORCH_EXPORT(
         replaced,
         (torch.randn(2, 3, 30, 41),),
         dynamo=True,

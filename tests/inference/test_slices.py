@@ -111,9 +111,10 @@ def test_sahi_leaves_the_process_as_it_was(detector, monkeypatch):
     assert (Image.MAX_IMAGE_PIXELS, os.environ["CUDA_VISIBLE_DEVICES"]) == (before, "1")
 
 
-def test_sahis_own_functions_take_the_model(detector):
+def test_sahis_own_functions_take_the_model(detector, monkeypatch):
     from sahi.predict import get_prediction
 
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # which SAHI lifts: put it back afterwards
     found = get_prediction(picture(), SahiDetectionModel(detector), confidence_threshold=0.24).object_prediction_list
     expected = detector.detect(picture())
     assert detector.threshold == 0.1
