@@ -368,6 +368,11 @@ BROKEN = {
     "no size": (yolo_set, edit("images/train/first.png", "no image"), "broken image.*images/train/first.png"),
     "not text": (yolo_set, lambda f: (f / LABEL).write_bytes(b"\xff\xfe0\x00"), LABEL + ": .*codec can't decode"),
     "no names": (yolo_set, edit("data.yaml", "train: images/train"), 'data.yaml has no "names" of the classes'),
+    "other number of classes": (
+        yolo_set,
+        edit("data.yaml", "train: images/train\nnc: 5\nnames: [cat, dog]"),
+        'data.yaml: "nc" is 5, but "names" has 2 classes',
+    ),
     "malformed yaml": (yolo_set, edit("data.yaml", "train: images\nnames: [cat"), "data.yaml is not YAML: .*line 2"),
     "empty yaml": (yolo_set, edit("data.yaml", ""), 'data.yaml has no "names"'),
     "name is a list": (

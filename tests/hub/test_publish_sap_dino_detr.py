@@ -20,6 +20,8 @@ def model_dir(tmp_path_factory):
 def test_card_and_files(model_dir):
     card = card_for(model_dir, "someone/dino", license="mit")
     assert "on a pyramid of 4 feature maps" in card
+    assert "A SAP-DINO-DETR object detector" in card
+    assert "A [SAP-DETR]" not in card
     assert "grid of" not in card
     assert "single feature map" not in card
     assert "points and sampling lie on each image's own region" in card

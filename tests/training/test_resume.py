@@ -1,6 +1,7 @@
 """A resumed run applies changed settings and says so, or refuses them; a begun epoch goes on with its own images."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -11,6 +12,7 @@ from tiny_training import TINY_MODEL, metrics, newest_state, run_here, write_rec
 from sap_detr_hf.demo.digits import make_digits
 from sap_detr_hf.training import loop
 from sap_detr_hf.training.batches import ProcessBatchSampler
+from sap_detr_hf.training.origin import compare_origins
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +105,17 @@ def test_another_start_is_refused_unless_its_weights_are_the_same(go_on, begun, 
     code, log = go_on(*tuning)
     assert code == 2
     assert f"model = None, this run has {tmp_path / 'copy'}, which has other weights" in log[-1]
+
+
+@pytest.mark.parametrize(("name", "other"), [("init_from", "another/detector"), ("class_mapping", {"1": "one"})])
+def test_every_setting_of_the_start_is_compared(begun, name, other):
+    origin = newest_state(begun / "run")["origin"]
+    now = {**origin, "initial weights": "others", "settings": {**origin["settings"], name: other}}
+    with pytest.raises(
+        ValueError, match=f"was started from {name} = .*{re.escape(str(other))}, which has other weights"
+    ):
+        compare_origins(origin, now)
+    assert compare_origins(origin, {**now, "initial weights": origin["initial weights"]})[0].startswith(name)
 
 
 @pytest.mark.parametrize("other", [(1, False), (1, True), (4, True), (2, False)])

@@ -43,6 +43,9 @@ def find_yolo_files(data: Path, split: str) -> LabelFiles | None:
     texts = {name: [text for _, text, _ in entries if text] for name, entries in fields.items()}
     if not texts.get("names"):
         raise ValueError(f'{source} has no "names" of the classes.')
+    for count in texts.get("nc", ()):
+        if count != str(len(fields["names"])):
+            raise ValueError(f'{source}: "nc" is {count}, but "names" has {len(fields["names"])} classes.')
     name = matching_split(str(source), split, [name for name in dict.fromkeys((*SPLITS, split)) if texts.get(name)])
     roots = [root for text in texts.get("path", ()) if (root := source.parent / text).is_dir()] + [source.parent]
     places = [_place(f'{source}, "{name}"', roots, text) for text in texts[name]]

@@ -137,8 +137,9 @@ class CardSources:
         if self.repo_id != REPO_ID:
             return self.repo_id.split("/")[-1]
         if self.converted:
-            return f"SAP-DETR {(self.variant or '').upper()}".strip()
-        return f"SAP-DETR on {self.training_data}" if self.settings else "SAP-DETR"
+            return f"{self.config.detector_name} {(self.variant or '').upper()}".strip()
+        name = self.config.detector_name
+        return f"{name} on {self.training_data}" if self.settings else name
 
     @property
     def has_coco_slots(self) -> bool:

@@ -140,6 +140,7 @@ class SapDetrConfig(DetectorConfigMixin, PreTrainedConfig):
     """
 
     model_type = "sap_detr"
+    detector_name = "SAP-DETR"
     variants = {**PUBLISHED_VARIANTS, **FURTHER_VARIANTS}
     sub_configs = {"backbone_config": AutoConfig}
     keys_to_ignore_at_inference = [

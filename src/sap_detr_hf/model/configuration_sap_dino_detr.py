@@ -89,6 +89,7 @@ class SapDinoDetrConfig(DetectorConfigMixin, PreTrainedConfig):
     """
 
     model_type = "sap_dino_detr"
+    detector_name = "SAP-DINO-DETR"
     variants = {"dino-r50": {}, "dino-small": SMALL}
     sub_configs = {"backbone_config": AutoConfig}
     keys_to_ignore_at_inference = [

@@ -15,7 +15,7 @@ from ..data.dataset import DetectionData
 
 # These decide which image comes in which step, or which tensors the state holds.
 FIXED = ("effective_batch", "training images", "checksum of the image ids", "seed", "drop_last", "ema")
-START = ("model", "variant", "backbone_weights", "ignore_mismatched_sizes")
+START = ("model", "init_from", "variant", "backbone_weights", "ignore_mismatched_sizes", "class_mapping")
 ADVICE = "resume with the settings.yaml of its run, or start a new run in another `output_dir`."
 
 
@@ -68,8 +68,10 @@ def compare_origins(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
         )
     if saved["initial weights"] != now["initial weights"]:
         for name in START:
-            if before[name] != after[name]:
-                raise _refusal(f"was started from {name} = {before[name]}", f"{after[name]}, which has other weights")
+            if before.get(name) != after[name]:
+                raise _refusal(
+                    f"was started from {name} = {before.get(name)}", f"{after[name]}, which has other weights"
+                )
     return [f"{name} {before[name]} -> {after[name]}" for name in before if before[name] != after.get(name)]
 
 

@@ -139,7 +139,6 @@ def warm_start_model(source: str, target_dir: str | Path, **overrides: Any) -> W
     start = warm_start(source, **overrides)
     start.model.save_pretrained(target_dir)
     start.image_processor.save_pretrained(target_dir)
-    title = {"sap_dino_detr": "SAP-DINO-DETR"}.get(start.model.config.model_type, "SAP-DETR")
     card = ModelCardData(
         library_name="transformers",
         pipeline_tag="object-detection",
@@ -148,7 +147,7 @@ def warm_start_model(source: str, target_dir: str | Path, **overrides: Any) -> W
         base_model=start.base_model,
     )
     (target_dir / "README.md").write_text(
-        f"---\n{card.to_yaml()}\n---\n\n# {title} started from {start.name}\n\n"
+        f"---\n{card.to_yaml()}\n---\n\n# {start.model.config.detector_name} started from {start.name}\n\n"
         f"Weights to fine-tune, not a trained detector: the newly initialized parts have learned nothing.\n\n"
         f"{start.table()}\n",
         encoding="utf-8",
