@@ -41,7 +41,12 @@ def test_killed_at_random_moments_equals_uninterrupted(tmp_path):
         log = tmp_path / f"{number}.log"
         attempt = fork(log, recipe, "--output_dir", parts, "--resume", "auto")
         if number < KILLS:
-            moment = time.monotonic() + draw.uniform(0, 2 * start_up)
+            reach = 1.5 * start_up  # also in the start, reading a state
+            if number % 2:  # every other time after a step of its own: while it writes, evaluates, takes the next ones
+                while newest_step(parts) == before and attempt.is_alive():
+                    time.sleep(0.002)
+                reach = 0.5 * start_up
+            moment = time.monotonic() + draw.uniform(0, reach)
             while time.monotonic() < moment and newest_step(parts) < before + STEPS_OF_AN_ATTEMPT:
                 time.sleep(0.002)
             attempt.kill()
