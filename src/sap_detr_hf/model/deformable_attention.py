@@ -82,7 +82,7 @@ class SapDinoDetrDeformableAttention(nn.Module):
         # All in float32, under autocast too: half precision would move a point by up to half a token.
         value = value.float().unflatten(-1, (self.layout[0], -1))  # (B, S, H, d / H)
         locations, weights = self.samples(hidden_states, pyramid, **places)
-        if value.device.type == "cpu" and not torch.is_grad_enabled() and not is_tracing(value):
+        if value.device.type == "cpu" and not is_tracing(value):
             output = sample_on_cpu(value, pyramid.shapes, locations, weights)
         else:
             shapes = pyramid.sizes.flip(-1).long()
@@ -120,9 +120,9 @@ class SapDinoDetrSideDirectedSampling(SapDinoDetrDeformableAttention):
 def sample_on_cpu(
     value: torch.Tensor, shapes: list[tuple[int, int]], locations: torch.Tensor, weights: torch.Tensor
 ) -> torch.Tensor:
-    """`MultiScaleDeformableAttention` for inference on a CPU, 2 to 4 times as fast as by `grid_sample`.
+    """`MultiScaleDeformableAttention` on a CPU, in inference 2 to 4 times as fast as by `grid_sample`.
 
-    A location's four tokens are rows of one table, each head's part of a token a row, and `embedding_bag` adds up the
+    In training it is 1.3 times as fast for the encoder's many queries and takes less memory. A location's four tokens are rows of one table, each head's part of a token a row, and `embedding_bag` adds up the
     rows of all locations of a query's head. Rows of zeros around each level stand for what lies outside.
 
     Args:
