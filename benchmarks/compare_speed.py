@@ -1,7 +1,8 @@
 """Speed, memory and multiply-adds of SAP-DETR beside transformers' DETRs, compared in one run.
 
 `forward` and `training` compare models at one size, `area` and `queries` show how the forward pass grows with the image
-(shortest side 400 to 1333) and with the number of queries (100 to 900), `targets` measures this project's own targets.
+(shortest side 400 to 1333) and with the number of queries (100 to 900), `groups` what groups of queries and denoising
+cost in training, `targets` measures this project's own targets.
 """
 
 import argparse
@@ -17,10 +18,19 @@ DEFAULT_MODELS = {
     "training": ["dab-detr-r50", "conditional-detr-r50", "r50"],
     "area": ["dab-detr-r50", "r50:optimized", "r50-dc5:optimized"],
     "queries": ["r50:optimized", "r50-dc5:optimized"],
+    "groups": [],
     "targets": [],
 }
 EDGES = (400, 600, 800, 1000, 1333)
 GRIDS = ([10, 10], [15, 20], [20, 30], [30, 30])
+GROUPS: list[tuple[str, dict]] = [
+    ("r50", {}),
+    ("r50-group", {"num_groups": 1}),
+    ("r50-group", {"num_groups": 5}),
+    ("r50-group", {"num_groups": 11}),
+    ("r50-dn", {"denoising_pairs": 50}),
+    ("r50-plus", {}),
+]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -69,8 +79,8 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", nargs="?", default="forward", choices=list(DEFAULT_MODELS))
-    forms = "optimized, compiled, released, channels or flex"
-    parser.add_argument("--models", nargs="+", help=f"r50, r50-dc5, r101, r101-dc5 (then :{forms}) or a peer")
+    forms = ":optimized, :compiled, :released, :channels or :flex) or a peer (then :compiled or :trained)"
+    parser.add_argument("--models", nargs="+", help=f"r50, r50-dc5, r101, r101-dc5 (then {forms}")
     parser.add_argument("--height", type=int, help="pixels; 800, in training 480")
     parser.add_argument("--width", type=int, help="pixels; 1066, in training 640")
     parser.add_argument("--batch-size", type=int, help="images per call; 1, in training 2")
@@ -90,7 +100,11 @@ def _problem(args: argparse.Namespace) -> str | None:
     """What is wrong with the options, before anything is measured."""
     import torch
 
-    fixed = {"targets": ("models", "height", "width", "batch_size", "dtypes", "profile"), "area": ("height", "width")}
+    fixed = {
+        "targets": ("models", "height", "width", "batch_size", "dtypes", "profile"),
+        "area": ("height", "width"),
+        "groups": ("models", "dtypes", "without_denoising"),
+    }
     unused = [name for name in fixed.get(args.task, ()) if getattr(args, name)]
     if unused:
         return f"`{args.task}` sets --{unused[0].replace('_', '-')} itself: leave it out"
@@ -111,7 +125,7 @@ def _groups(args: argparse.Namespace) -> list[list]:
     wrong = [dtype for dtype in dtypes if dtype not in AUTOCAST_DTYPES]
     if wrong:
         raise ValueError(f"unknown dtype {wrong[0]!r}: choose of {', '.join(AUTOCAST_DTYPES)}")
-    training = args.task == "training"
+    training = args.task in ("training", "groups")
     height, width = args.height or (480 if training else 800), args.width or (640 if training else 1066)
     fields = {"batch_size": args.batch_size or (2 if training else 1), "device": args.device}
     task, models = "training" if training else "forward", args.models or DEFAULT_MODELS[args.task]
@@ -122,6 +136,8 @@ def _groups(args: argparse.Namespace) -> list[list]:
     if args.task == "queries":
         grids = [{"query_grid": grid, "num_queries": grid[0] * grid[1]} for grid in GRIDS]
         return [[Case(task, *pair, height, width, **fields, overrides=grid) for pair in pairs] for grid in grids]
+    if args.task == "groups":
+        return [[Case(task, model, "float32", height, width, **fields, overrides=own) for model, own in GROUPS]]
     plain = {"denoising_pairs": 0} if args.without_denoising else {}
     overrides = {model: plain if model.partition(":")[0] in VARIANTS else {} for model in models}
     return [[Case(task, *pair, height, width, **fields, overrides=overrides[pair[0]]) for pair in pairs]]

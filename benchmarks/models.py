@@ -1,5 +1,6 @@
 """The models that benchmarks compare: SAP-DETR and SAP-DINO-DETR in their forms, and transformers' DETRs."""
 
+import re
 from typing import Any
 
 import torch
@@ -49,6 +50,7 @@ FORMS = {
     "channels": "the Gaussian as further channels of queries and keys",
     "flex": "the Gaussian in flex attention",
     "kernel": "deformable attention by the Hub's kernel, on a GPU",
+    "trained": "transformers' DETRs with a ResNet that learns from its second stage on, as their authors train it",
 }
 MODELS = (*VARIANTS, *PEERS)
 
@@ -57,14 +59,15 @@ def build_model(name: str, **overrides) -> PreTrainedModel:
     """A model with random weights and 91 classes, in evaluation mode.
 
     Args:
-        name: one of `MODELS`; SAP-DETR's may be followed by `:` and one of `FORMS`, transformers' DETRs by `:compiled`.
+        name: one of `MODELS`; SAP-DETR's may be followed by `:` and one of `FORMS`, transformers' DETRs by `:compiled`
+            or `:trained`.
         overrides: configuration fields, such as `query_grid`.
 
     Raises:
         ValueError: no such model or form.
     """
     variant, _, form = name.partition(":")
-    if variant in PEERS and form in ("", "compiled"):
+    if variant in PEERS and form in ("", "compiled", "trained"):
         config, model, own = PEERS[variant]
         fields = {
             "backbone_config": R50_BACKBONE,
@@ -74,8 +77,10 @@ def build_model(name: str, **overrides) -> PreTrainedModel:
             **own,
         }
         peer = model(config.from_dict({**fields, "auxiliary_loss": True, **overrides})).eval()
-        return compiled(peer) if form else peer
-    if variant not in VARIANTS or form not in FORMS:
+        if form == "trained":
+            train_backbone(peer)
+        return compiled(peer) if form == "compiled" else peer
+    if variant not in VARIANTS or form not in FORMS or form == "trained":
         forms = ", ".join(form for form in FORMS if form)
         raise ValueError(f"Unknown model {name!r}: choose of {', '.join(MODELS)}, SAP-DETR's with :{forms} if wanted.")
     sap_detr = AutoModelForObjectDetection.from_config(config_of_variant(variant, **overrides)).eval()
@@ -88,6 +93,16 @@ def build_model(name: str, **overrides) -> PreTrainedModel:
     if form in ("optimized", "compiled"):
         sap_detr.optimize_for_inference()
     return compiled(sap_detr) if form == "compiled" else sap_detr
+
+
+def train_backbone(model: PreTrainedModel) -> None:
+    """Let the convolutions of a transformers ResNet learn from its second stage on, and no others.
+
+    Transformers 5 looks for `stage.1` in its own ResNet, which says `stages.1`, and so freezes all of it.
+    """
+    for name, parameter in model.named_parameters():
+        if "backbone" in name.split("."):
+            parameter.requires_grad_(re.search(r"encoder\.stages\.[1-3]\.", name) is not None and parameter.dim() == 4)
 
 
 def compiled(model: PreTrainedModel) -> PreTrainedModel:

@@ -5,7 +5,7 @@ import torch
 
 from benchmarks import compare_speed
 from benchmarks.measure import Measurement, matrix_product, matrix_size, measure, summary
-from benchmarks.models import count_cost, count_training_products
+from benchmarks.models import build_model, count_cost, count_training_products
 from benchmarks.operations import operation_times
 from benchmarks.report import read_report, table
 from benchmarks.targets import TARGETS, measure_targets, targets_table
@@ -50,6 +50,34 @@ def test_growth_has_a_group_for_each_size(tmp_path, monkeypatch):
     groups = read_report(tmp_path / "queries_cpu.json")
     assert [group[0].overrides["num_queries"] for group in groups] == [6, 20]
     assert all(m.peak_mib == 7 for group in groups for m in group)
+
+
+def test_groups_are_measured_with_their_settings(tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.measure.in_fresh_process", lambda case: 7.0)
+    small = {"query_grid": (3, 3), "num_queries": 9, "encoder_layers": 1, "decoder_layers": 1}
+    monkeypatch.setattr(compare_speed, "GROUPS", [("r50", small), ("r50-group", {**small, "num_groups": 2})])
+    arguments = ["groups", "--height", "64", "--width", "96", "--batch-size", "1", "--rounds", "1"]
+    assert compare_speed.main([*arguments, "--output", str(tmp_path)]) == 0
+    ((one, two),) = read_report(tmp_path / "groups_cpu.json")
+    assert (one.task, two.overrides["num_groups"]) == ("training", 2)
+    assert "num_groups=2" in (tmp_path / "groups_cpu.md").read_text()
+
+
+def test_trained_peer_learns_three_stages_of_its_backbone():
+    """Transformers freezes all of its ResNet, where the authors freeze the stem and the first stage."""
+    small = {"encoder_layers": 1, "decoder_layers": 1, "num_queries": 4}
+    learned = [
+        {
+            name
+            for name, parameter in build_model(f"detr-r50{form}", **small).named_parameters()
+            if parameter.requires_grad
+        }
+        for form in ("", ":trained")
+    ]
+    backbone = [[name for name in names if "backbone" in name.split(".")] for names in learned]
+    assert len(backbone[0]) == 0
+    assert len(backbone[1]) == 42  # convolutions
+    assert all("convolution" in name and "stages.0" not in name for name in backbone[1])
 
 
 @pytest.mark.parametrize(
