@@ -11,9 +11,11 @@ with half its size, and the class heads of the other two start at a probability 
 transformers loads from checkpoints are not affected. DAB-DETR is trained both ways, to show what that costs it.
 """
 
+import functools
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -31,6 +33,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     RTDetrV2Config,
+    RTDetrV2Model,
     TimmBackboneConfig,
 )
 
@@ -48,6 +51,7 @@ DENOISING_PAIRS = 16
 CLASS_HEAD = re.compile(r"(class_embed|class_labels_classifier)(\.\d+)?$")
 BOX_HEAD_END = re.compile(r"(bbox_embed|bbox_predictor)(\.\d+)?\.layers\.2$")
 CLASS_PRIOR = 0.01
+RT_DETR_MULTIPLE = 32
 
 Classes = Mapping[str, Any]
 """`id2label`, `label2id` and `category_ids` of the data."""
@@ -208,6 +212,28 @@ def timm_network(model: PreTrainedModel, kind: type[nn.Module]) -> nn.Module:
     """The one timm network of a detector, which families keep in different places."""
     (network,) = (module for module in model.modules() if isinstance(module, kind))
     return network
+
+
+@contextmanager
+def sides_for_rt_detr() -> Iterator[None]:
+    """Resize images for RT-DETR v2 to sides that are multiples of 32, for it takes no others.
+
+    Boxes are shares of the image's sides, so they stay as they are.
+    """
+    forward = RTDetrV2Model.forward
+
+    @functools.wraps(forward)
+    def resizing(self, pixel_values: torch.Tensor, *arguments: Any, **further: Any) -> Any:  # (B, 3, H, W)
+        sides = [-(-side // RT_DETR_MULTIPLE) * RT_DETR_MULTIPLE for side in pixel_values.shape[-2:]]
+        if sides != list(pixel_values.shape[-2:]):
+            pixel_values = nn.functional.interpolate(pixel_values, sides, mode="bilinear", align_corners=False)
+        return forward(self, pixel_values, *arguments, **further)
+
+    RTDetrV2Model.forward = resizing  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        RTDetrV2Model.forward = forward  # type: ignore[method-assign]
 
 
 def without_backbone(model: PreTrainedModel) -> int:

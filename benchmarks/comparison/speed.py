@@ -14,13 +14,14 @@ from benchmarks.models import box_labels, image_batch
 from benchmarks.tasks import optimizer_step
 from sap_detr_hf.evaluation.report import write_results
 
-from .models import build_detector, multiply_adds, without_backbone
+from .models import build_detector, multiply_adds, sides_for_rt_detr, without_backbone
 
 SPEED_FILE = "speed.json"
 BOXES = 7
 ROUNDS = 9
 
 
+@sides_for_rt_detr()
 def measure_speed(names: Sequence[str], results: Path, settings: dict[str, Any], device: str) -> None:
     """Write `speed.json`: for each detector the median seconds of a step, and its size.
 

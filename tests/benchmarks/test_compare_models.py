@@ -67,6 +67,17 @@ def test_all_detectors_have_the_same_pretrained_backbone(built):
         assert (config.auxiliary_loss, config.dropout, config.id2label) == (True, 0.0, CLASSES["id2label"]), name
 
 
+def test_rt_detr_takes_images_of_any_size_in_the_comparison(built):
+    image = torch.randn(1, 3, 60, 80)
+    resized = torch.nn.functional.interpolate(image, (64, 96), mode="bilinear")
+    with torch.no_grad():
+        with models.sides_for_rt_detr():
+            found = built["rt-detr-v2"](image).pred_boxes
+        assert torch.equal(found, built["rt-detr-v2"](resized).pred_boxes)
+        with pytest.raises(RuntimeError, match="Sizes of tensors must match"):
+            built["rt-detr-v2"](image)  # why it is resized
+
+
 def test_peers_start_as_their_authors_do(built):
     anchors = built["dab-detr"].model.query_refpoint_embeddings.weight.sigmoid()
     crowded = built["dab-detr-transformers"].model.query_refpoint_embeddings.weight.sigmoid()
