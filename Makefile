@@ -9,7 +9,7 @@ demo: $(INSTALLED)
 	$(BIN)/sap-detr demo
 
 test: $(INSTALLED)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 quality: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -52,7 +52,6 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-pytestmark = pytest.mark.xdist_group("export")  # one process makes the exports for all
 TORCH_EXPORT = torch.onnx.export  # while `traced_once` gives each model's first export again
 
 
