@@ -107,6 +107,7 @@ def test_encodings(tmp_path, encoding):
         (b'{\n"images": [', "is not JSON: .*line 2"),
         ('{\n\n"images": "猫狗"}'.encode("gbk"), "is not JSON in UTF-8: .* in line 3; save it as UTF-8"),
         (b"[" * 100_000, "is not JSON"),
+        (b'{"images": [], "images": [1]}', 'is not JSON: an object gives "images" 2 times; keep one'),
         (b'{"images": ' + b"9" * 5000 + b"}", "is not JSON"),
         (b"[]", 'has no list "images"'),
         (b'{"images": []}', "lists no images"),

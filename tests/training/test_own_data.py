@@ -207,6 +207,15 @@ def test_mistakes_are_named(digits, capsys, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_used_folder_is_refused_before_anything_is_tried(digits, capsys, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "step_00000001.pt").touch()
+    assert main(["train", "own_data", "--data", str(digits), "--output_dir", str(tmp_path)]) == 2
+    printed = capsys.readouterr()
+    assert "holds checkpoints of an earlier run" in printed.err
+    assert "shortest_edge" not in printed.out + printed.err  # no table of choices yet
+
+
 # --- Two processes ---------------------------------------------------------------------------------------------------
 
 

@@ -319,7 +319,7 @@ def read_categories(
 def _content(path: Path) -> dict[str, Any]:
     encoded = path.read_bytes()
     try:
-        content = json.loads(encoded.decode(json.detect_encoding(encoded)))
+        content = json.loads(encoded.decode(json.detect_encoding(encoded)), object_pairs_hook=_unique_keys)
     except UnicodeDecodeError as error:
         line = encoded[: error.start].count(b"\n") + 1
         raise ValueError(f"{path} is not JSON in UTF-8: {error.reason} in line {line}; save it as UTF-8.") from error
@@ -330,6 +330,16 @@ def _content(path: Path) -> dict[str, Any]:
     if not content["images"]:
         raise ValueError(f"{path} lists no images.")
     return content
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of a JSON file, of which Python would silently keep the last of several values."""
+    entry = dict(pairs)
+    if len(entry) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f'an object gives "{twice}" {keys.count(twice)} times; keep one')
+    return entry
 
 
 def _images(

@@ -35,6 +35,7 @@ from ..weights.variants import config_of_variant
 from ..weights.warm_start_config import read_source
 from .batch_probe import largest_batch, training_attempt
 from .checkpoints import CheckpointFolder
+from .resume import find_state
 from .run import begin_process_group, load_data
 
 # Trained on COCO, under Apache-2.0, and on the Hub: what each model can start from.
@@ -166,6 +167,7 @@ def with_choices(settings: TrainingSettings) -> TrainingSettings:
         _say("Choices: those of the run that is resumed.")
         return saved
     with all_processes_together():
+        find_state(settings, CheckpointFolder(Path(settings.output_dir) / "checkpoints", 1))  # a used folder is refused
         training, validation = load_data(settings)
         data = measure_data(training, validation)
     machine = measure_machine()
