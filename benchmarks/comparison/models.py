@@ -154,6 +154,7 @@ class Detector:
     configuration: Callable[[Classes], PreTrainedConfig]
     initial_values: Callable[[PreTrainedModel], None] | None = None
     source: str | None = None  # the detector, trained on the digits, whose weights it takes
+    pyramid: bool = False  # whether it sees several feature maps
 
 
 DENOISING = {**CORRECTED, "denoising_pairs": DENOISING_PAIRS}
@@ -172,13 +173,15 @@ DETECTORS = {
         partial(sap_detr, **DENOISING, denoising_box_noise=1.0, num_groups=3),
     ),
     "sap-detr-warm": Detector("SAP-DETR from DAB-DETR trained on the digits", sap_detr, source="dab-detr"),
-    "sap-dino": Detector("SAP-DINO-DETR", partial(sap_dino, denoising_pairs=DENOISING_PAIRS)),
-    "sap-dino-plain": Detector("SAP-DINO-DETR without denoising", partial(sap_dino, denoising_pairs=0)),
+    "sap-dino": Detector("SAP-DINO-DETR", partial(sap_dino, denoising_pairs=DENOISING_PAIRS), pyramid=True),
+    "sap-dino-plain": Detector("SAP-DINO-DETR without denoising", partial(sap_dino, denoising_pairs=0), pyramid=True),
     "dab-detr": Detector("DAB-DETR", dab_detr, authors_initial_values),
     "dab-detr-transformers": Detector("DAB-DETR with transformers' initial values", dab_detr),
     "conditional-detr": Detector("Conditional DETR", conditional_detr, authors_initial_values),
-    "deformable-detr": Detector("Deformable DETR (two-stage, box refinement)", deformable_detr, authors_initial_values),
-    "rt-detr-v2": Detector("RT-DETR v2", rt_detr_v2),
+    "deformable-detr": Detector(
+        "Deformable DETR (two-stage, box refinement)", deformable_detr, authors_initial_values, pyramid=True
+    ),
+    "rt-detr-v2": Detector("RT-DETR v2", rt_detr_v2, pyramid=True),
 }
 
 

@@ -18,24 +18,35 @@ from .speed import SPEED_FILE
 SHOWN = ("AP", "AP50", "AP_small", "AP_medium")
 Trained = dict[tuple[str, int], list[dict[str, Any]]]
 """The finished runs of a detector with a number of epochs, all at its best rate."""
+Speed = dict[str, dict[str, float]]
+"""What [`benchmarks.comparison.speed.measure_speed`] measured of each detector."""
 
 
 def write_report(results: Path) -> None:
     """Write `results.md` and `curves.png` from the runs and `speed.json` of a data set's folder."""
     runs = finished_runs(results)
-    trained, speed = full_runs(runs), step_seconds(results)
-    parts = [report_text(trained, speed), searches_table(runs)]
+    trained, speed = full_runs(runs), measured_speed(results)
+    parts = [trained_on(runs), report_text(trained, speed), searches_table(runs)]
     (results / "results.md").write_text("\n\n".join(filter(None, parts)) + "\n", encoding="utf-8")
     if trained:
         draw_curves(trained, speed, results / "curves.png")
 
 
-def step_seconds(results: Path) -> dict[str, float]:
-    """Seconds of a training step by detector, where they were measured."""
+def trained_on(runs: dict[Run, dict[str, Any]]) -> str | None:
+    """One line about hardware and versions."""
+    found = {
+        f"{run['hardware'].get('gpu') or run['hardware']['cpu']}, {run['threads']} thread(s), torch "
+        f"{run['versions']['torch']}, transformers {run['versions']['transformers']}"
+        for run in runs.values()
+    }
+    return f"Trained on {'; '.join(sorted(found))}." if found else None
+
+
+def measured_speed(results: Path) -> dict[str, dict[str, float]]:
+    """Seconds of a training step and of a forward pass, and sizes, by detector, where they were measured."""
     if not (results / SPEED_FILE).exists():
         return {}
-    detectors = json.loads((results / SPEED_FILE).read_text(encoding="utf-8"))["detectors"]
-    return {name: values["seconds_per_step"] for name, values in detectors.items()}
+    return json.loads((results / SPEED_FILE).read_text(encoding="utf-8"))["detectors"]
 
 
 def full_runs(runs: dict[Run, dict[str, Any]]) -> Trained:
@@ -48,28 +59,43 @@ def full_runs(runs: dict[Run, dict[str, Any]]) -> Trained:
     return dict(sorted(kept.items(), key=lambda item: (order.index(item[0][0]), item[0][1])))
 
 
-def report_text(trained: Trained, speed: dict[str, float]) -> str:
-    """A row for each detector: final AP, seconds, and what it took to reach the others' final AP."""
+def report_text(trained: Trained, speed: Speed) -> str:
+    """AP and costs of each detector, and what each needs to reach the others' final AP."""
     if not trained:
         return "No run in full length has ended yet."
+    tables = [ap_table(trained), costs_table(trained, speed)]
+    for maps, on_pyramid in (("one feature map", False), ("a pyramid of feature maps", True)):
+        alike = {key: runs for key, runs in trained.items() if DETECTORS[key[0]].pyramid == on_pyramid}
+        tables.append(reached_table(alike, speed, maps))
+    return "\n\n".join(filter(None, tables))
+
+
+def ap_table(trained: Trained) -> str:
+    """Final AP of each detector, and AP after a third of its epochs."""
     rows = []
     for (name, epochs), runs in trained.items():
-        seconds = speed.get(name)
-        an_epoch = seconds * steps_of_epoch(runs[0]) if seconds else None
-        rows.append(
-            [
-                DETECTORS[name].title,
-                epochs,
-                f"{runs[0]['rate']:g}",
-                len(runs),
-                *(mean_and_range([final(run)[key] for run in runs]) for key in SHOWN),
-                f"{an_epoch:.1f}" if an_epoch else "-",
-                f"{an_epoch * epochs:.0f}" if an_epoch else "-",
-                f"{max(run['memory_gib'] or 0 for run in runs):.2f}",
-            ]
-        )
-    titles = ["detector", "epochs", "rate", "seeds", *SHOWN, "s an epoch", "s in all", "peak GiB"]
-    return "\n\n".join([markdown_table(titles, rows), reached_table(trained, speed)])
+        early = [early_ap(run) for run in runs]
+        aps = [mean_and_range([final(run)[key] for run in runs]) for key in SHOWN]
+        rows.append([DETECTORS[name].title, epochs, f"{runs[0]['rate']:g}", len(runs), mean_and_range(early), *aps])
+    return markdown_table(["detector", "epochs", "rate", "seeds", "AP after a third", *SHOWN], rows)
+
+
+def costs_table(trained: Trained, speed: Speed) -> str | None:
+    """Seconds, memory and size of each detector, or `None` where no speed was measured."""
+    rows = []
+    for (name, epochs), runs in trained.items():
+        seconds = seconds_of_epoch(name, runs, speed)
+        if seconds is None:
+            continue
+        cost = speed[name]
+        memory = max(run["memory_gib"] or 0 for run in runs)
+        size = [
+            f"{cost[key] / unit:.2f}" for key, unit in (("parameters_outside_backbone", 1e6), ("multiply_adds", 1e9))
+        ]
+        times = [f"{seconds:.1f}", f"{seconds * epochs:.0f}", f"{cost['seconds_per_forward']:.3f}"]
+        rows.append([DETECTORS[name].title, epochs, *times, f"{memory:.2f}", *size])
+    titles = ["detector", "epochs", "s an epoch", "s in all", "s a forward pass", "peak GiB"]
+    return markdown_table([*titles, "M parameters", "G multiply-adds"], rows) if rows else None
 
 
 def searches_table(runs: dict[Run, dict[str, Any]]) -> str | None:
@@ -95,29 +121,44 @@ def searches_table(runs: dict[Run, dict[str, Any]]) -> str | None:
     return "The search for the rate, one seed, AP / AP50 in per cent:\n\n" + markdown_table(titles, rows)
 
 
-def reached_table(trained: Trained, speed: dict[str, float]) -> str:
+def reached_table(trained: Trained, speed: Speed, maps: str) -> str | None:
     """In how many epochs, and seconds, the mean AP of each detector (row) reaches the final one of each (column)."""
     longest = {name: max(epochs for other, epochs in trained if other == name) for name, _ in trained}
-    names = list(longest)
-    curves = {name: mean_curve(trained[name, longest[name]]) for name in names}
+    if len(longest) < 2:
+        return None
+    runs = {name: trained[name, epochs] for name, epochs in longest.items()}
+    curves = {name: mean_curve(of) for name, of in runs.items()}
     rows = []
-    for name in names:
+    for name in longest:
         cells = []
-        for target in names:
+        for target in longest:
             epoch = first_epoch(curves[name], curves[target][-1][1])
-            seconds = speed.get(name)
-            if epoch is None:
-                cells.append("-")
-            else:
-                step = (
-                    f" ({epoch * steps_of_epoch(trained[name, longest[name]][0]) * seconds:.0f} s)" if seconds else ""
-                )
-                cells.append(f"{epoch:g}{step}")
+            cells.append("-" if epoch is None else reached(epoch, name, target, runs, speed))
         rows.append([DETECTORS[name].title, *cells])
     return (
-        "Epochs (seconds of training) after which the mean AP of a row's detector reaches the final mean AP of a "
-        "column's:\n\n" + markdown_table(["", *(DETECTORS[name].title for name in names)], rows)
+        f"Detectors on {maps}: after how many epochs the mean AP of a row's detector reaches the final mean AP of a "
+        "column's, and how many times as fast that is as the column's own training, in epochs and in seconds:\n\n"
+        + markdown_table(["", *(DETECTORS[name].title for name in longest)], rows)
     )
+
+
+def reached(epoch: float, name: str, target: str, runs: dict[str, list[dict[str, Any]]], speed: Speed) -> str:
+    """A cell of [`reached_table`]."""
+    whole = runs[target][0]["curve"][-1]["epoch"]
+    text = f"{epoch:g}: {whole / epoch:.1f} x"
+    own, other = (seconds_of_epoch(each, runs[each], speed) for each in (name, target))
+    return text if own is None or other is None else f"{text}, {whole * other / (epoch * own):.1f} x"
+
+
+def seconds_of_epoch(name: str, runs: list[dict[str, Any]], speed: Speed) -> float | None:
+    """Seconds of training an epoch, where a step was measured."""
+    return speed[name]["seconds_per_step"] * steps_of_epoch(runs[0]) if name in speed else None
+
+
+def early_ap(run: dict[str, Any]) -> float | None:
+    """AP after a third of the epochs."""
+    whole = run["curve"][-1]["epoch"]
+    return min(run["curve"], key=lambda point: abs(point["epoch"] - whole / 3))["AP"]
 
 
 def final(run: dict[str, Any]) -> dict[str, Any]:
@@ -147,14 +188,15 @@ def first_epoch(curve: Sequence[tuple[float, float]], ap: float) -> float | None
 
 
 def mean_and_range(values: Sequence[float | None]) -> str:
-    """Shares as per cent: `mean (lowest to highest)`."""
+    """Shares as per cent: `mean (lowest to highest)`, of a single run its value."""
     known = [100 * value for value in values if value is not None]
     if not known:
         return "-"
-    return f"{statistics.mean(known):.1f} ({min(known):.1f} to {max(known):.1f})"
+    spread = f" ({min(known):.1f} to {max(known):.1f})" if len(known) > 1 else ""
+    return f"{statistics.mean(known):.1f}{spread}"
 
 
-def draw_curves(trained: Trained, speed: dict[str, float], picture: Path) -> None:
+def draw_curves(trained: Trained, speed: Speed, picture: Path) -> None:
     """Draw AP over epochs and, where the seconds are known, over seconds; bands from lowest to highest seed."""
     figure = Figure(figsize=(13, 5), layout="constrained")
     by_epoch, by_second = figure.subplots(1, 2)
@@ -164,8 +206,9 @@ def draw_curves(trained: Trained, speed: dict[str, float], picture: Path) -> Non
         means, lows, highs = ([pick(of) for of in values] for pick in (statistics.mean, min, max))
         x = [same[0]["epoch"] for same in points]
         scales = [(by_epoch, 1.0)]
-        if name in speed:
-            scales.append((by_second, speed[name] * steps_of_epoch(runs[0])))
+        seconds = seconds_of_epoch(name, runs, speed)
+        if seconds is not None:
+            scales.append((by_second, seconds))
         for axes, scale in scales:
             scaled = [value * scale for value in x]
             (line,) = axes.plot(scaled, means, marker=".", label=f"{DETECTORS[name].title}, {epochs} epochs")

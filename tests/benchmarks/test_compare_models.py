@@ -154,7 +154,8 @@ def one_run(seed, aps, **values):
         for epoch, ap in enumerate(aps, start=1)
     ]
     return {"rate": 1e-3, "seed": seed, "epochs": len(aps), "curve": curve, "memory_gib": 1.0,
-            "settings": {"evaluation_steps": None}, **values}  # fmt: skip
+            "settings": {"evaluation_steps": None}, "hardware": {"cpu": "two cores"}, "threads": 1,
+            "versions": {"torch": "3", "transformers": "6"}, **values}  # fmt: skip
 
 
 def test_report_compares_over_epochs_and_seconds(tmp_path):
@@ -163,16 +164,20 @@ def test_report_compares_over_epochs_and_seconds(tmp_path):
     runs = [*full, *searched, one_run(0, [0.8])]
     (tmp_path / "runs" / "sap-detr.json").write_text(json.dumps({"runs": runs}))
     (tmp_path / "runs" / "dab-detr.json").write_text(json.dumps({"runs": [one_run(0, [0.0, 0.1, 0.2])]}))
-    speed = {"detectors": {"sap-detr": {"seconds_per_step": 0.5}, "dab-detr": {"seconds_per_step": 0.25}}}
+    sizes = {"parameters_outside_backbone": 2.5e6, "multiply_adds": 7e8, "seconds_per_forward": 0.125}
+    seconds = {"sap-detr": 0.5, "dab-detr": 0.25}
+    speed = {"detectors": {name: {**sizes, "seconds_per_step": step} for name, step in seconds.items()}}
     (tmp_path / "speed.json").write_text(json.dumps(speed))
     report.write_report(tmp_path)
     text = (tmp_path / "results.md").read_text()
-    assert "| SAP-DETR as released | 3 | 0.001 | 2 | 40.0 (30.0 to 50.0) |" in text
-    assert "| 5.0 | 15 |" in text
+    assert "Trained on two cores, 1 thread(s), torch 3, transformers 6." in text
+    assert "| DAB-DETR | 3 | 0.001 | 1 | 0.0 | 20.0 |" in text
+    assert "| SAP-DETR as released | 3 | 0.001 | 2 | 10.0 (10.0 to 10.0) | 40.0 (30.0 to 50.0) |" in text
+    assert "| SAP-DETR as released | 3 | 5.0 | 15 | 0.125 | 1.00 | 2.50 | 0.70 |" in text
     assert "| detector | epochs | rate 0.001 | rate 0.5 |" in text
     assert "| SAP-DETR as released | 1 | 80.0 / 80.0 | 90.0 / 90.0 |" in text
-    assert "| SAP-DETR as released | 3 (15 s) | 2 (10 s) |" in text
-    assert "| DAB-DETR | - | 3 (8 s) |" in text
+    assert "| SAP-DETR as released | 3: 1.0 x, 1.0 x | 2: 1.5 x, 0.8 x |" in text
+    assert "| DAB-DETR | - | 3: 1.0 x, 1.0 x |" in text
     assert (tmp_path / "curves.png").stat().st_size > 10_000
 
 
