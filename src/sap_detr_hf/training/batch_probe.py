@@ -1,7 +1,6 @@
 # Copyright 2026 The sap_detr_hf authors. Licensed under the Apache License, Version 2.0.
 """Find how many images fit in a forward and backward pass, by trying it before the run on all processes."""
 
-import inspect
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -21,7 +20,7 @@ from ..distributed import one_sentence, raise_together
 from ..weights.pretrained import readable_model
 from ..weights.variants import config_of_variant
 from ..weights.warm_start_config import started_config
-from .model import prepare_to_train
+from .model import constant_label, prepare_to_train, takes_num_boxes
 
 HEADROOM = 0.85  # share of a GPU's memory that the probe may use: the run also has averages, and fragments memory
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -73,21 +72,19 @@ def training_attempt(settings: TrainingSettings, data: DetectionData, boxes: int
     model: Any = AutoModelForObjectDetection.from_config(_configuration(settings, data))
     prepare_to_train(model, settings).to(device)
     optimizer = torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.requires_grad], lr=0.0)
-    takes_num_boxes = "num_boxes" in inspect.signature(type(model).forward).parameters
     dtype = DTYPES.get(settings.mixed_precision)
     height, width = settings.shortest_edge, settings.longest_edge
     assert height is not None
     assert width is not None
 
     def step(images: int) -> float:
-        label = {"class_labels": torch.zeros(boxes, dtype=torch.long, device=device)}
-        label["boxes"] = torch.full((boxes, 4), 0.5, device=device)
-        arguments: dict[str, Any] = {"num_boxes": float(images * boxes)} if takes_num_boxes else {}
+        labels = [constant_label(boxes, device)] * images
+        arguments: dict[str, Any] = {"num_boxes": float(images * boxes)} if takes_num_boxes(model) else {}
         pixels = torch.zeros(images, 3, height, width, device=device)
         mask = torch.ones(images, height, width, dtype=torch.long, device=device)
         started = time.perf_counter()
         with nullcontext() if dtype is None else torch.autocast(device.type, dtype):
-            loss = model(pixel_values=pixels, pixel_mask=mask, labels=[label] * images, **arguments).loss
+            loss = model(pixel_values=pixels, pixel_mask=mask, labels=labels, **arguments).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
