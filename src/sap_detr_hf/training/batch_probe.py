@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import find_executable_batch_size, gather_object
-from accelerate.utils.memory import should_reduce_batch_size
+from accelerate.utils import gather_object
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from transformers import AutoConfig, AutoModelForObjectDetection, PreTrainedConfig
 
 from sap_detr_cli.settings.train import TrainingSettings
@@ -39,9 +39,8 @@ def largest_batch(attempt: Callable[[int], float], sizes: Sequence[int]) -> tupl
     Raises:
         RuntimeError: an attempt failed for another reason; on all processes.
     """
-    rest = iter([*sizes[1:], 0])
-
-    def agreed(images: int) -> tuple[int, float]:
+    for images in sizes:
+        clear_device_cache(garbage_collection=True)
         seconds, failure = math.inf, None
         try:
             seconds = attempt(images)
@@ -50,16 +49,9 @@ def largest_batch(attempt: Callable[[int], float], sizes: Sequence[int]) -> tupl
                 failure = one_sentence(error)
         raise_together(failure, RuntimeError)
         slowest = max(gather_object([seconds]))
-        if slowest == math.inf:
-            raise RuntimeError("Some process is out of memory.")  # words that Accelerate knows
-        return images, slowest
-
-    try:
-        return find_executable_batch_size(agreed, sizes[0], lambda: next(rest))()
-    except RuntimeError as error:
-        if "reached zero" not in str(error):
-            raise
-        return None
+        if slowest < math.inf:
+            return images, slowest
+    return None
 
 
 def training_attempt(settings: TrainingSettings, data: DetectionData, boxes: int) -> Callable[[int], float]:

@@ -435,26 +435,15 @@ def choose_batch(choices: Choices, training: DetectionData, data: DataFacts, mac
         sizes = [choices["images_per_device"]]
     else:
         sizes = [n for n in range(min(share, machine.rules.images_at_once), 0, -1) if share % n == 0]
-    found = None
-    for checkpointing in (False, True):
-        if checkpointing and ("gradient_checkpointing" in choices.given or choices["gradient_checkpointing"]):
-            break
-        if checkpointing:
-            choices.choose("gradient_checkpointing", True, "less memory: otherwise not one image fits")
-            sizes = sizes[-1:]
-        with all_processes_together():
-            attempt = training_attempt(choices.result(), training, data.fullest)
-        found = largest_batch(attempt, sizes)
-        del attempt
-        if found is not None:
-            break
+    found = _largest_batch(choices, training, data, sizes)
+    if found is None and not ("gradient_checkpointing" in choices.given or choices["gradient_checkpointing"]):
+        choices.choose("gradient_checkpointing", True, "less memory: otherwise not one image fits")
+        found = _largest_batch(choices, training, data, sizes[-1:])
     if found is None:
-        with all_processes_together():
-            raise ValueError(
-                f"A training step with {sizes[-1]} image(s) of {choices['shortest_edge']} x {choices['longest_edge']} "
-                "pixels does not fit in memory: set a smaller `shortest_edge` and `longest_edge`, or another `variant`."
-            )
-        return
+        raise ValueError(
+            f"A training step with {sizes[-1]} image(s) of {choices['shortest_edge']} x {choices['longest_edge']} "
+            "pixels does not fit in memory: set a smaller `shortest_edge` and `longest_edge`, or another `variant`."
+        )
     images, seconds = found
     choices.choose("images_per_device", images, "the most that fit of those that divide the effective batch")
     choices.choose("evaluation_batch_size", images, "as in training")
@@ -462,6 +451,14 @@ def choose_batch(choices: Choices, training: DetectionData, data: DataFacts, mac
     choices.say(
         "time", tqdm.format_interval(left), f"a step took {seconds * share / images:.2g} s; without evaluations"
     )
+
+
+def _largest_batch(
+    choices: Choices, training: DetectionData, data: DataFacts, sizes: list[int]
+) -> tuple[int, float] | None:
+    with all_processes_together():
+        attempt = training_attempt(choices.result(), training, data.fullest)
+    return largest_batch(attempt, sizes)
 
 
 def _has_pyramid(choices: Choices) -> bool:

@@ -157,7 +157,7 @@ def prepare_run(settings: TrainingSettings, accelerator: Accelerator) -> Trainin
         model = build_model(settings, training)
         image_processor = build_image_processor(settings)
     with all_processes_together():
-        truth = check_data(settings, accelerator, model, training, validation)
+        truth = check_data(accelerator, model, training, validation)
         batches = build_batches(settings, accelerator, model, image_processor, training, accumulation)
     steps_per_epoch = batches.sampler.steps_per_epoch
     total_steps = min(settings.epochs * steps_per_epoch, settings.max_steps or sys.maxsize)
@@ -258,7 +258,6 @@ def _load_split(settings: TrainingSettings, prefix: Literal["train", "val"]) -> 
 
 
 def check_data(
-    settings: TrainingSettings,
     accelerator: Accelerator,
     model: PreTrainedModel,
     training: DetectionData,
