@@ -5,6 +5,7 @@ import gc
 import os
 import re
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -46,6 +47,12 @@ def this_process() -> str:
     """Name this process and its machine for messages, such as "process 1 of 4 on node-a"."""
     state = PartialState()
     return f"process {state.process_index} of {state.num_processes} on {socket.gethostname()}"
+
+
+def say(text: str) -> None:
+    """Print a line to stderr, once for all processes."""
+    if PartialState().is_main_process:
+        print(text, file=sys.stderr, flush=True)
 
 
 def machines() -> list[str]:

@@ -130,12 +130,9 @@ def _area(box: Sequence[float]) -> float:
     return (box[2] - box[0]) * (box[3] - box[1])
 
 
-def _ordered(box: Sequence[float]) -> tuple[float, float, float, float]:
-    return min(box[0], box[2]), min(box[1], box[3]), max(box[0], box[2]), max(box[1], box[3])
-
-
 def _draw_box(draw: ImageDraw.ImageDraw, box: Sequence[float], color: tuple[int, int, int], thickness: int) -> None:
-    left, top, right, bottom = _ordered(box)
+    left, right = sorted(box[::2])
+    top, bottom = sorted(box[1::2])
     # A thin dark rim keeps the box visible on a background of its own color.
     draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=(0, 0, 0), width=1)
     draw.rectangle((left, top, right, bottom), outline=color, width=thickness)

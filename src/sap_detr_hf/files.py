@@ -24,6 +24,16 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
+def require_new_folder(folder: Path) -> None:
+    """Refuse a folder that holds something, or a file.
+
+    Raises:
+        ValueError: says to name another one.
+    """
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise ValueError(f"{folder} exists and is not an empty folder: name a new one.")
+
+
 def prepare_folder(output: Path, overwrite: bool, results: Sequence[str]) -> None:
     """Make a result folder, never over an earlier run unless told to.
 

@@ -218,7 +218,7 @@ def test_exported_space_is_complete(model_dir, photograph, tmp_path):
     assert f"gradio=={gradio.__version__}" in requirements.splitlines()
     assert "timm" not in requirements
     assert (space / "examples" / "upload.png").is_file()
-    with pytest.raises(ValueError, match="not empty"):
+    with pytest.raises(ValueError, match="not an empty folder"):
         export_space(space, str(model_dir))
 
 

@@ -209,7 +209,7 @@ def test_training_refuses_other_class_names_in_validation_also_where_they_look_l
     process = SimpleNamespace(is_main_process=True, process_index=0, num_processes=1)
     assert load_script("check_data").main([str(tmp_path)]) == 1
     with pytest.raises(ValueError, match='category 1 is "cat" in "val" but "LABEL_0" in "train": the same ids must'):
-        check_data(None, process, SimpleNamespace(config=config), training, validation)
+        check_data(process, SimpleNamespace(config=config), training, validation)
 
 
 def test_processes_share_the_images_of_a_check(tmp_path):

@@ -175,7 +175,7 @@ def test_directory_is_a_model_with_a_card(tmp_path):
     assert "| encoder.layers.*.position_scale.layers.* | starts as the constant 1 | 16,640 |" in card
     assert str(tmp_path) not in card
     assert "Not taken: `query_position_embeddings`" in card
-    with pytest.raises(ValueError, match="not empty"):
+    with pytest.raises(ValueError, match="not an empty folder"):
         warm_start_model(str(tmp_path / "source"), target)
 
 

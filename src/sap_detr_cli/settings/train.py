@@ -14,6 +14,10 @@ from typing import Annotated, Any, Literal
 
 from ..options import ABOVE_0, AT_LEAST_0, AT_LEAST_1, Limit, Settings
 
+Variant = Literal[
+    "r50", "r50-dc5", "r101", "r101-dc5", "r50-group", "r50-dc5-group", "r50-dn", "r50-plus", "dino-r50", "dino-small"
+]  # fmt: skip
+
 
 @dataclass
 class TrainingSettings(Settings):
@@ -51,19 +55,7 @@ class TrainingSettings(Settings):
         "copied; deformable_detr initializes a SAP-DINO-DETR",
     ] = None
     variant: Annotated[
-        Literal[
-            "r50",
-            "r50-dc5",
-            "r101",
-            "r101-dc5",
-            "r50-group",
-            "r50-dc5-group",
-            "r50-dn",
-            "r50-plus",
-            "dino-r50",
-            "dino-small",
-        ]
-        | None,
+        Variant | None,
         "model to train from scratch: a published one, one with query groups or denoising, or SAP-DINO-DETR (dino-...)",
     ] = None
     model_overrides: Annotated[dict[str, Any], "SapDetrConfig fields to change, for instance {dropout: 0.1}"] = field(

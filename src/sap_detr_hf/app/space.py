@@ -8,6 +8,7 @@ from pathlib import Path
 
 import gradio as gr
 
+from ..files import require_new_folder
 from ..weights.pretrained import load_detector, needs_timm
 from .page import TITLE, example_pictures
 
@@ -71,8 +72,7 @@ def export_space(
         OSError: there is no such model or folder.
         ValueError: the folder holds something, the model is no SAP-DETR, or an example is no picture.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder} is not empty; a Space is written into a new folder.")
+    require_new_folder(folder)
     pictures = example_pictures(examples)
     loaded, image_processor = load_detector(model, device="cpu")
     folder.mkdir(parents=True, exist_ok=True)

@@ -13,13 +13,13 @@ from ..data.annotation_writer import WRITERS, AnnotatedImage, stored_name
 from ..data.checks import category_conflicts, cheap_checks
 from ..data.dataset import DetectionData, image_source, load_detection_data
 from ..data.findings import ERRORS
+from ..files import require_new_folder
 
 
 def run(settings: DataConversionSettings) -> int:
     """Read and check all splits, then write them aside and rename: there is no half data set."""
     target = Path(settings.target)
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise ValueError(f"{target} exists and is not an empty folder: choose another one.")
+    require_new_folder(target)
     # A single JSON file is one split, whatever it is called.
     splits = [Path(settings.source).stem] if settings.source.endswith(".json") else settings.split
     options = {name: getattr(settings, name) for name in ("annotations", "images", "box_format")}

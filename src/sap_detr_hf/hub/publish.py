@@ -31,6 +31,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from sap_detr_cli.recipes import read_recipe
 from sap_detr_cli.settings.train import TrainingSettings
 
+from ..messages import first_line
 from ..model.configuration_sap_detr import WITHOUT_TRAINING_QUERIES
 from ..model.modeling_sap_detr import SapDetrForObjectDetection
 from .endpoint import endpoint_contents
@@ -227,7 +228,7 @@ def check_model(model_dir: str | os.PathLike) -> None:
         if loading[kind]:
             raise ValueError(
                 f"The weights in {model_dir} are not those of its config.json: {kind.replace('_keys', '')} "
-                f"{sorted(map(str, loading[kind]))[0]}."
+                f"{min(map(str, loading[kind]))}."
             )
     image_processor = AutoImageProcessor.from_pretrained(model_dir)
     image = Image.linear_gradient("L").resize((320, 240)).convert("RGB")
@@ -399,8 +400,9 @@ def hub_errors(repo_id: str) -> Iterator[None]:
         answered = next((cause for cause in causes if isinstance(cause, HfHubHTTPError)), None)
         if answered is not None:
             raise PublishingError(_explain_status(answered, repo_id)) from error
+        reason = first_line(causes[-1] or error).rstrip(".")
         raise PublishingError(
-            f"{constants.ENDPOINT} cannot be reached or the connection broke ({_first_line(causes[-1] or error)}). "
+            f"{constants.ENDPOINT} cannot be reached or the connection broke ({reason}). "
             "Nothing is published; run the command again, it goes on with what has not arrived."
         ) from error
 
@@ -420,8 +422,3 @@ def _explain_status(error: HfHubHTTPError, repo_id: str) -> str:
         return f"{reasons[status]} ({said})"
     again = "; run the command again, it goes on with what has not arrived" if status >= 500 else ""
     return f"The Hub did not accept the model ({said}){again}."
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".") if lines else type(error).__name__

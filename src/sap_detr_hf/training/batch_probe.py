@@ -1,7 +1,6 @@
 # Copyright 2026 The sap_detr_hf authors. Licensed under the Apache License, Version 2.0.
 """Find how many images fit in a forward and backward pass, by trying it before the run on all processes."""
 
-import inspect
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -10,8 +9,8 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import find_executable_batch_size, gather_object
-from accelerate.utils.memory import should_reduce_batch_size
+from accelerate.utils import gather_object
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from transformers import AutoConfig, AutoModelForObjectDetection, PreTrainedConfig
 
 from sap_detr_cli.settings.train import TrainingSettings
@@ -21,7 +20,7 @@ from ..distributed import one_sentence, raise_together
 from ..weights.pretrained import readable_model
 from ..weights.variants import config_of_variant
 from ..weights.warm_start_config import started_config
-from .model import prepare_to_train
+from .model import constant_label, prepare_to_train, takes_num_boxes
 
 HEADROOM = 0.85  # share of a GPU's memory that the probe may use: the run also has averages, and fragments memory
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -40,9 +39,8 @@ def largest_batch(attempt: Callable[[int], float], sizes: Sequence[int]) -> tupl
     Raises:
         RuntimeError: an attempt failed for another reason; on all processes.
     """
-    rest = iter([*sizes[1:], 0])
-
-    def agreed(images: int) -> tuple[int, float]:
+    for images in sizes:
+        clear_device_cache(garbage_collection=True)
         seconds, failure = math.inf, None
         try:
             seconds = attempt(images)
@@ -51,16 +49,9 @@ def largest_batch(attempt: Callable[[int], float], sizes: Sequence[int]) -> tupl
                 failure = one_sentence(error)
         raise_together(failure, RuntimeError)
         slowest = max(gather_object([seconds]))
-        if slowest == math.inf:
-            raise RuntimeError("Some process is out of memory.")  # words that Accelerate knows
-        return images, slowest
-
-    try:
-        return find_executable_batch_size(agreed, sizes[0], lambda: next(rest))()
-    except RuntimeError as error:
-        if "reached zero" not in str(error):
-            raise
-        return None
+        if slowest < math.inf:
+            return images, slowest
+    return None
 
 
 def training_attempt(settings: TrainingSettings, data: DetectionData, boxes: int) -> Callable[[int], float]:
@@ -73,21 +64,19 @@ def training_attempt(settings: TrainingSettings, data: DetectionData, boxes: int
     model: Any = AutoModelForObjectDetection.from_config(_configuration(settings, data))
     prepare_to_train(model, settings).to(device)
     optimizer = torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.requires_grad], lr=0.0)
-    takes_num_boxes = "num_boxes" in inspect.signature(type(model).forward).parameters
     dtype = DTYPES.get(settings.mixed_precision)
     height, width = settings.shortest_edge, settings.longest_edge
     assert height is not None
     assert width is not None
 
     def step(images: int) -> float:
-        label = {"class_labels": torch.zeros(boxes, dtype=torch.long, device=device)}
-        label["boxes"] = torch.full((boxes, 4), 0.5, device=device)
-        arguments: dict[str, Any] = {"num_boxes": float(images * boxes)} if takes_num_boxes else {}
+        labels = [constant_label(boxes, device)] * images
+        arguments: dict[str, Any] = {"num_boxes": float(images * boxes)} if takes_num_boxes(model) else {}
         pixels = torch.zeros(images, 3, height, width, device=device)
         mask = torch.ones(images, height, width, dtype=torch.long, device=device)
         started = time.perf_counter()
         with nullcontext() if dtype is None else torch.autocast(device.type, dtype):
-            loss = model(pixel_values=pixels, pixel_mask=mask, labels=[label] * images, **arguments).loss
+            loss = model(pixel_values=pixels, pixel_mask=mask, labels=labels, **arguments).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
 from ..files import SUFFIX, whole_file
+from ..messages import first_line
 
 _NAME = re.compile(r"step_(\d{8})\.pt")
 
@@ -84,8 +85,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise CheckpointError(f"There is no checkpoint {path}.") from error
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"The checkpoint {path} cannot be read ({reason}).") from error
+        raise CheckpointError(f"The checkpoint {path} cannot be read ({first_line(error)}).") from error
     if not isinstance(state, dict) or "progress" not in state:
         raise CheckpointError(f"{path} is not a training state of this program: it holds no `progress`.")
     return state
@@ -129,9 +129,9 @@ def save_model_directory(folder: Path, model: PreTrainedModel, image_processor: 
         for file in sorted(aside.iterdir()):
             os.replace(file, folder / file.name)
     except (OSError, RuntimeError, SafetensorError) as error:
-        reason = _disk_error(error)
-        text = reason.strerror if reason else str(error).splitlines()[0]
-        raise CheckpointError(f"The model could not be written to {folder} ({text})") from error
+        cause = _disk_error(error)
+        reason = cause.strerror if cause else first_line(error)
+        raise CheckpointError(f"The model could not be written to {folder} ({reason})") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

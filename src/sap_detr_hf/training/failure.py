@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 
 class TrainingFailed(Exception):
@@ -49,7 +50,7 @@ def _watched(model: nn.Module) -> Iterator[list[str]]:
 
     def watch(name: str):
         def hook(module, arguments, output):
-            if not all(_finite(tensor) for tensor in _tensors(output)):
+            if not all(map(_finite, tree_leaves(output))):
                 bad.append(name)
 
         return hook
@@ -68,16 +69,6 @@ def _inputs(batch: dict[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
         yield f"boxes of image {int(label['image_id'])} (number {index} of the batch)", label["boxes"]
 
 
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _tensors(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _tensors(item)
-
-
-def _finite(tensor: torch.Tensor) -> bool:
-    return not tensor.is_floating_point() or bool(tensor.isfinite().all())
+def _finite(value: Any) -> bool:
+    """Whether a tensor has no NaN or infinity; true of whole numbers and of what is no tensor."""
+    return not (isinstance(value, torch.Tensor) and value.is_floating_point()) or bool(value.isfinite().all())

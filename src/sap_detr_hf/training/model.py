@@ -1,12 +1,11 @@
 # Copyright 2026 The sap_detr_hf authors. Licensed under the Apache License, Version 2.0.
 """Build the model and image processor of a run: a published variant from scratch, or a model to fine-tune."""
 
-import sys
+import inspect
 from typing import Any
 
 import torch
 import torch._dynamo
-from accelerate import PartialState
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForObjectDetection, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
@@ -14,6 +13,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from sap_detr_cli.settings.train import TrainingSettings
 
 from ..data.dataset import DetectionData, check_categories
+from ..distributed import say
 from ..evaluation_mode import evaluation_mode
 from ..model.detector_configuration import check_field_names
 from ..model.image_processing_sap_detr import SapDetrImageProcessor
@@ -39,7 +39,7 @@ def build_model(settings: TrainingSettings, data: DetectionData) -> PreTrainedMo
         model: PreTrainedModel = AutoModelForObjectDetection.from_config(config)
     elif settings.init_from:
         start = warm_start(settings.init_from, **{**classes, **settings.model_overrides})
-        _say(start.table())
+        say(start.table())
         model = start.model
     else:
         model = _model_to_fine_tune(settings, data)
@@ -72,8 +72,7 @@ def freeze_unreached(model: PreTrainedModel):
             NCCL needs GPU tensors for that.
     """
     device = model.device
-    label = {"class_labels": torch.zeros(1, dtype=torch.long, device=device)}
-    label["boxes"] = torch.full((1, 4), 0.5, device=device)
+    labels = [constant_label(1, device)]
     devices = [device] if device.type == "cuda" else []
     with (
         evaluation_mode(model),
@@ -82,11 +81,22 @@ def freeze_unreached(model: PreTrainedModel):
         for training in (False, True):  # training mode may use other layers, and skip some at random
             for module in model.modules():
                 module.training = training and not isinstance(module, nn.modules.batchnorm._BatchNorm)
-            model(pixel_values=torch.zeros(1, 3, 128, 128, device=device), labels=[label]).loss.backward()
+            model(pixel_values=torch.zeros(1, 3, 128, 128, device=device), labels=labels).loss.backward()
     for parameter in model.parameters():
         if parameter.grad is None:
             parameter.requires_grad_(False)
     model.zero_grad(set_to_none=True)
+
+
+def constant_label(boxes: int, device: torch.device) -> dict[str, torch.Tensor]:
+    """Label an image with so many equal boxes of the first class, for passes whose numbers do not matter."""
+    classes = torch.zeros(boxes, dtype=torch.long, device=device)
+    return {"class_labels": classes, "boxes": torch.full((boxes, 4), 0.5, device=device)}
+
+
+def takes_num_boxes(model: nn.Module) -> bool:
+    """Whether the loss takes a normalizer as argument; SAP-DETR's does, transformers' own detectors do not."""
+    return "num_boxes" in inspect.signature(type(model).forward).parameters
 
 
 def allow_compilations() -> None:
@@ -161,9 +171,4 @@ def _start_class_head(model: PreTrainedModel, settings: TrainingSettings, old_cl
     start_class_rows(model, AutoModelForObjectDetection.from_pretrained(settings.model), pairs)
     kept = ", ".join(new_classes[index] for index in pairs)
     new = ", ".join(name for index, name in new_classes.items() if index not in pairs)
-    _say(f"Class head: keeps {kept or 'no class'} of {settings.model}; newly initialized: {new or 'none'}.")
-
-
-def _say(text: str):
-    if PartialState().is_main_process:
-        print(text, file=sys.stderr)
+    say(f"Class head: keeps {kept or 'no class'} of {settings.model}; newly initialized: {new or 'none'}.")

@@ -9,7 +9,6 @@ import dataclasses
 import importlib.util
 import math
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +21,15 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from tqdm import tqdm
 
+from sap_detr_cli.options import options
 from sap_detr_cli.recipes import read_recipe
 from sap_detr_cli.settings.train import TrainingSettings
 
 from ..data.checks import box_statistics
 from ..data.dataset import DetectionData
-from ..distributed import all_processes_together, first_on_machine
+from ..distributed import all_processes_together, first_on_machine, say
 from ..markdown_table import markdown_table
+from ..messages import first_line
 from ..model.configuration_sap_detr import FURTHER_VARIANTS
 from ..weights.backbone import packaged_backbone
 from ..weights.variants import config_of_variant
@@ -164,7 +165,7 @@ def with_choices(settings: TrainingSettings) -> TrainingSettings:
         return settings
     begin_process_group(settings)
     if settings.resume is not None and (saved := saved_choices(settings)) is not None:
-        _say("Choices: those of the run that is resumed.")
+        say("Choices: those of the run that is resumed.")
         return saved
     with all_processes_together():
         find_state(settings, CheckpointFolder(Path(settings.output_dir) / "checkpoints", 1))  # a used folder is refused
@@ -181,7 +182,7 @@ def with_choices(settings: TrainingSettings) -> TrainingSettings:
     choose_batch(choices, training, data, machine)
     with all_processes_together():
         result = choices.result()
-    _say(markdown_table(("setting", "value", "why"), choices.rows))
+    say(markdown_table(("setting", "value", "why"), choices.rows))
     return result
 
 
@@ -189,12 +190,8 @@ def given_settings(settings: TrainingSettings) -> frozenset[str]:
     """Names of what the command line or its recipe set; of settings made in Python, what differs from the defaults."""
     if settings.given is not None:
         return settings.given
-    fields = (field for field in dataclasses.fields(settings))
-    defaults = {
-        field.name: field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-        for field in fields
-    }
-    return frozenset(name for name, default in defaults.items() if getattr(settings, name) != default)
+    fields = options(type(settings))
+    return frozenset(field.name for field in fields if getattr(settings, field.name) != field.default)
 
 
 def saved_choices(settings: TrainingSettings) -> TrainingSettings | None:
@@ -363,7 +360,7 @@ def unreachable(repository: str) -> str | None:
     except LocalEntryNotFoundError:
         problem = "the Hub cannot be reached"
     except (HfHubHTTPError, HFValidationError, OSError) as error:
-        problem = str(error).splitlines()[0][:100]
+        problem = first_line(error)[:100]
     return next((text for text in gather_object([problem]) if text is not None), None)
 
 
@@ -438,26 +435,15 @@ def choose_batch(choices: Choices, training: DetectionData, data: DataFacts, mac
         sizes = [choices["images_per_device"]]
     else:
         sizes = [n for n in range(min(share, machine.rules.images_at_once), 0, -1) if share % n == 0]
-    found = None
-    for checkpointing in (False, True):
-        if checkpointing and ("gradient_checkpointing" in choices.given or choices["gradient_checkpointing"]):
-            break
-        if checkpointing:
-            choices.choose("gradient_checkpointing", True, "less memory: otherwise not one image fits")
-            sizes = sizes[-1:]
-        with all_processes_together():
-            attempt = training_attempt(choices.result(), training, data.fullest)
-        found = largest_batch(attempt, sizes)
-        del attempt
-        if found is not None:
-            break
+    found = _largest_batch(choices, training, data, sizes)
+    if found is None and not ("gradient_checkpointing" in choices.given or choices["gradient_checkpointing"]):
+        choices.choose("gradient_checkpointing", True, "less memory: otherwise not one image fits")
+        found = _largest_batch(choices, training, data, sizes[-1:])
     if found is None:
-        with all_processes_together():
-            raise ValueError(
-                f"A training step with {sizes[-1]} image(s) of {choices['shortest_edge']} x {choices['longest_edge']} "
-                "pixels does not fit in memory: set a smaller `shortest_edge` and `longest_edge`, or another `variant`."
-            )
-        return
+        raise ValueError(
+            f"A training step with {sizes[-1]} image(s) of {choices['shortest_edge']} x {choices['longest_edge']} "
+            "pixels does not fit in memory: set a smaller `shortest_edge` and `longest_edge`, or another `variant`."
+        )
     images, seconds = found
     choices.choose("images_per_device", images, "the most that fit of those that divide the effective batch")
     choices.choose("evaluation_batch_size", images, "as in training")
@@ -465,6 +451,14 @@ def choose_batch(choices: Choices, training: DetectionData, data: DataFacts, mac
     choices.say(
         "time", tqdm.format_interval(left), f"a step took {seconds * share / images:.2g} s; without evaluations"
     )
+
+
+def _largest_batch(
+    choices: Choices, training: DetectionData, data: DataFacts, sizes: list[int]
+) -> tuple[int, float] | None:
+    with all_processes_together():
+        attempt = training_attempt(choices.result(), training, data.fullest)
+    return largest_batch(attempt, sizes)
 
 
 def _has_pyramid(choices: Choices) -> bool:
@@ -479,8 +473,3 @@ def _small_box(data: DataFacts, side: int) -> float:
 
 def _shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _say(text: str) -> None:
-    if PartialState().is_main_process:
-        print(text, file=sys.stderr, flush=True)

@@ -2,13 +2,12 @@
 """All parts of one training run: built from the settings, saved and restored as one training state."""
 
 import dataclasses
-import inspect
 import sys
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -44,7 +43,7 @@ from .checkpoints import (
     save_model_directory,
     write_atomically,
 )
-from .model import build_image_processor, build_model, compile_transformer, freeze_unreached
+from .model import build_image_processor, build_model, compile_transformer, freeze_unreached, takes_num_boxes
 from .optimization import average_weights, build_optimizer, build_scheduler
 from .origin import describe_origin
 from .reporting import TrainingProgress
@@ -89,8 +88,8 @@ class TrainingRun:
 
     @cached_property
     def takes_num_boxes(self) -> bool:
-        """Whether the loss takes a normalizer as argument; SAP-DETR's does, transformers' own detectors do not."""
-        return "num_boxes" in inspect.signature(type(self.plain_model).forward).parameters
+        """Whether the model's loss takes a normalizer, see [`takes_num_boxes`]."""
+        return takes_num_boxes(self.plain_model)
 
     @cached_property
     def plain_model(self) -> PreTrainedModel:
@@ -158,7 +157,7 @@ def prepare_run(settings: TrainingSettings, accelerator: Accelerator) -> Trainin
         model = build_model(settings, training)
         image_processor = build_image_processor(settings)
     with all_processes_together():
-        truth = check_data(settings, accelerator, model, training, validation)
+        truth = check_data(accelerator, model, training, validation)
         batches = build_batches(settings, accelerator, model, image_processor, training, accumulation)
     steps_per_epoch = batches.sampler.steps_per_epoch
     total_steps = min(settings.epochs * steps_per_epoch, settings.max_steps or sys.maxsize)
@@ -235,34 +234,30 @@ def _time_limit(settings: TrainingSettings) -> InitProcessGroupKwargs:
 
 def load_data(settings: TrainingSettings) -> tuple[DetectionData, DetectionData | None]:
     """Load the training data, and the validation data if AP is measured."""
-    common: dict[str, Any] = {
-        "categories": settings.categories, "box_format": settings.box_format, "cache_dir": settings.cache_dir
-    }  # fmt: skip
-    training = load_detection_data(
-        settings.data or settings.train_annotations or "",
-        settings.train_split,
-        annotations=settings.train_annotations,
-        images=settings.train_images,
-        **common,
-    )
+    training = _load_split(settings, "train")
     if settings.overfit_batches:
         count = min(settings.overfit_batches * settings.effective_batch, len(training.dataset))
         training = dataclasses.replace(training, dataset=training.dataset.select(range(count)))
         return training, training
     if not (settings.evaluation_epochs or settings.evaluation_steps):
         return training, None
-    validation = load_detection_data(
-        settings.data or settings.val_annotations or "",
-        settings.val_split,
-        annotations=settings.val_annotations,
-        images=settings.val_images,
-        **common,
+    return training, _load_split(settings, "val")
+
+
+def _load_split(settings: TrainingSettings, prefix: Literal["train", "val"]) -> DetectionData:
+    split, annotations, images = (getattr(settings, f"{prefix}_{name}") for name in ("split", "annotations", "images"))
+    return load_detection_data(
+        settings.data or annotations or "",
+        split,
+        annotations=annotations,
+        images=images,
+        categories=settings.categories,
+        box_format=settings.box_format,
+        cache_dir=settings.cache_dir,
     )
-    return training, validation
 
 
 def check_data(
-    settings: TrainingSettings,
     accelerator: Accelerator,
     model: PreTrainedModel,
     training: DetectionData,

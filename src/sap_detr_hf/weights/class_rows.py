@@ -27,12 +27,10 @@ def shared_classes(
     for index, name in old.items():
         indices.setdefault(_plain(name), []).append(index)
     wanted = {_plain(theirs): _plain(ours) for theirs, ours in (renamed or {}).items()}
-    for name, known, where in (
-        *((theirs, map(_plain, new.values()), "data") for theirs in renamed or {}),
-        *((ours, indices, "model") for ours in (renamed or {}).values()),
-    ):
-        if _plain(name) not in known:
-            raise ValueError(f"{name!r} is renamed, but no class of the {where} has this name.")
+    for theirs, ours in (renamed or {}).items():
+        for name, known, where in ((theirs, map(_plain, new.values()), "data"), (ours, indices, "model")):
+            if _plain(name) not in known:
+                raise ValueError(f"{name!r} is renamed, but no class of the {where} has this name.")
     matches = {index: indices.get(wanted.get(_plain(name), _plain(name)), []) for index, name in new.items()}
     return {index: found[0] for index, found in matches.items() if len(found) == 1}
 

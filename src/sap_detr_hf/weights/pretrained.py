@@ -37,11 +37,12 @@ def needs_timm(config: PreTrainedConfig) -> bool:
     return getattr(config.backbone_config, "model_type", None) == "timm_backbone"
 
 
-def load_pretrained(name: str) -> tuple[PreTrainedModel, Any]:
-    """A saved object detection model, in float32, and its image processor.
+def load_complete(name: str, **options: Any) -> PreTrainedModel:
+    """A saved object detection model, in float32.
 
     Args:
         name: model directory or Hub id.
+        options: of `from_pretrained`.
 
     Raises:
         OSError: there is no such model.
@@ -49,15 +50,19 @@ def load_pretrained(name: str) -> tuple[PreTrainedModel, Any]:
     """
     with readable_model(name):
         model, loading = AutoModelForObjectDetection.from_pretrained(
-            name, dtype=torch.float32, output_loading_info=True
+            name, dtype=torch.float32, output_loading_info=True, **options
         )
-        image_processor = AutoImageProcessor.from_pretrained(name)
-    absent = [*loading["missing_keys"], *loading["mismatched_keys"]]
+    absent = [str(key) for key in (*loading["missing_keys"], *loading["mismatched_keys"])]
     if absent:
-        raise ValueError(
-            f"{name} lacks {len(absent)} weights of its model, for instance {sorted(map(str, absent))[0]}."
-        )
-    return model, image_processor
+        raise ValueError(f"{name} lacks {len(absent)} weights of its model, for instance {min(absent)}.")
+    return model
+
+
+def load_pretrained(name: str) -> tuple[PreTrainedModel, Any]:
+    """A saved model, see [`load_complete`], and its image processor."""
+    model = load_complete(name)
+    with readable_model(name):
+        return model, AutoImageProcessor.from_pretrained(name)
 
 
 def load_detector(name: str, device: str = "auto") -> tuple[SapDetrPreTrainedModel, Any]:

@@ -27,16 +27,17 @@ _MODEL_RULES: _Rules = [
     (r"transformer\.(encoder|decoder)\.layers\.(\d+)\.(.*)", lambda m: _layer_tensor(m[1], m[2], m[3])),
 ]
 
-_ENCODER_LAYER_RULES: _Rules = [
+_LAYER_RULES: _Rules = [
     (r"self_attn\.(.*)", r"self_attn.\1"),
     (r"linear([12])\.(.*)", r"ffn.fc\1.\2"),
     (r"activation\.(.*)", r"ffn.activation.\1"),
     (r"norm1\.(.*)", r"self_attn_layer_norm.\1"),
-    (r"norm2\.(.*)", r"ffn.layer_norm.\1"),
 ]
 
+_ENCODER_LAYER_RULES: _Rules = [*_LAYER_RULES, (r"norm2\.(.*)", r"ffn.layer_norm.\1")]
+
 _DECODER_LAYER_RULES: _Rules = [
-    (r"self_attn\.(.*)", r"self_attn.\1"),
+    *_LAYER_RULES,
     (r"sa_([qk])content_proj\.(.*)", r"self_attn.\1_content_proj.\2"),
     (r"sa_point_([qk])pos_proj\.(.*)", r"self_attn.\1_point_proj.\2"),
     (r"sa_bbox_([qk])pos_proj\.(.*)", r"self_attn.\1_box_proj.\2"),
@@ -50,9 +51,6 @@ _DECODER_LAYER_RULES: _Rules = [
     (r"ca_point_qpos_proj\.(.*)", r"cross_attn.q_point_proj.\1"),
     (r"ca_bbox_qpos_proj\.(.*)", r"cross_attn.q_box_proj.\1"),
     (r"gaussian_proj\.(.*)", r"gaussian.proj.\1"),
-    (r"linear([12])\.(.*)", r"ffn.fc\1.\2"),
-    (r"activation\.(.*)", r"ffn.activation.\1"),
-    (r"norm1\.(.*)", r"self_attn_layer_norm.\1"),
     (r"norm2\.(.*)", r"cross_attn_layer_norm.\1"),
     (r"norm3\.(.*)", r"ffn.layer_norm.\1"),
 ]

@@ -12,13 +12,13 @@ import torch
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from torch import nn
-from transformers import AutoImageProcessor, AutoModelForObjectDetection, PreTrainedConfig, PreTrainedModel
+from transformers import AutoImageProcessor, AutoModelForObjectDetection, PreTrainedConfig
 
-from ..files import prepare_folder
+from ..files import require_new_folder
 from ..markdown_table import markdown_table
 from ..model.image_processing_pil_sap_detr import SapDetrImageProcessorPil
 from ..model.pretrained_model import SapDetrPreTrainedModel
-from .pretrained import needs_timm, readable_model
+from .pretrained import load_complete, needs_timm
 from .released_names import resnet_name
 from .warm_start_config import read_source, started_config
 from .warm_start_names import WarmStartSource
@@ -134,8 +134,7 @@ def warm_start_model(source: str, target_dir: str | Path, **overrides: Any) -> W
         OSError, ValueError: see [`warm_start`]; or the directory holds something.
     """
     target_dir = Path(target_dir)
-    if target_dir.exists():
-        prepare_folder(target_dir, overwrite=False, results=())
+    require_new_folder(target_dir)
     start = warm_start(source, **overrides)
     start.model.save_pretrained(target_dir)
     start.image_processor.save_pretrained(target_dir)
@@ -161,24 +160,17 @@ def base_model_of(directory: str | Path) -> str | None:
     return base[0] if isinstance(base, list) and base else base
 
 
-def _load(source: str, config: PreTrainedConfig) -> PreTrainedModel:
+def _load(source: str, config: PreTrainedConfig) -> nn.Module:
     """The source without its heads, complete and in float32."""
     try:
-        with readable_model(source):
-            model, loading = AutoModelForObjectDetection.from_pretrained(
-                source, config=config, dtype=torch.float32, output_loading_info=True
-            )
+        return load_complete(source, config=config).base_model
     except ImportError as error:
         if not needs_timm(config):
             raise
         raise ValueError(f"{source} has a backbone of timm, which is not installed: `pip install timm`.") from error
-    absent = sorted(map(str, [*loading["missing_keys"], *loading["mismatched_keys"]]))
-    if absent:
-        raise ValueError(f"{source} lacks {len(absent)} weights of its model, for instance {absent[0]}.")
-    return model.base_model
 
 
-def _tensors(model: PreTrainedModel, kind: WarmStartSource, is_resnet: bool) -> dict[str, torch.Tensor]:
+def _tensors(model: Any, kind: WarmStartSource, is_resnet: bool) -> dict[str, torch.Tensor]:
     """The source's tensors by name, the backbone's under the names of transformers' own ResNet or timm wrapper."""
     tensors = {}
     for name, tensor in model.state_dict().items():
