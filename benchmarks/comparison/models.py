@@ -147,6 +147,11 @@ DETECTORS = {
     ),
     "sap-detr-warm": Detector("SAP-DETR from DAB-DETR trained on the digits", sap_detr, source="dab-detr"),
     "sap-dino": Detector("SAP-DINO-DETR", partial(sap_dino, denoising_pairs=DENOISING_PAIRS), pyramid=True),
+    "sap-dino-varifocal": Detector(
+        "SAP-DINO-DETR, varifocal class loss",
+        partial(sap_dino, denoising_pairs=DENOISING_PAIRS, class_loss="varifocal"),
+        pyramid=True,
+    ),
     "sap-dino-plain": Detector("SAP-DINO-DETR without denoising", partial(sap_dino, denoising_pairs=0), pyramid=True),
     "dab-detr": Detector("DAB-DETR", dab_detr, authors_initial_values),
     "dab-detr-transformers": Detector("DAB-DETR with transformers' initial values", dab_detr),

@@ -50,11 +50,18 @@ def measured_speed(results: Path) -> dict[str, dict[str, float]]:
 
 
 def full_runs(runs: dict[Run, dict[str, Any]]) -> Trained:
-    """The runs in full length, by detector and epochs; a search for the rate has fewer epochs than the full runs."""
-    groups: Trained = {}
+    """The runs in full length, by detector and epochs: those of the only rate, or of the one that has several seeds.
+
+    A search for the rate has one seed and fewer epochs than the full runs.
+    """
+    groups: dict[tuple[str, int], dict[float, list[dict[str, Any]]]] = {}
     for run, result in runs.items():
-        groups.setdefault((run.detector, run.epochs), []).append(result)
-    kept = {key: group for key, group in groups.items() if len({run["rate"] for run in group}) == 1}
+        groups.setdefault((run.detector, run.epochs), {}).setdefault(run.rate, []).append(result)
+    kept = {}
+    for key, rates in groups.items():
+        most = max(rates.values(), key=len)
+        if len(rates) == 1 or len(most) > 1:
+            kept[key] = most
     order = list(DETECTORS)
     return dict(sorted(kept.items(), key=lambda item: (order.index(item[0][0]), item[0][1])))
 
@@ -99,23 +106,19 @@ def costs_table(trained: Trained, speed: Speed) -> str | None:
 
 
 def searches_table(runs: dict[Run, dict[str, Any]]) -> str | None:
-    """AP and AP50 after the short runs that a rate is chosen by, or `None` without any."""
-    full = full_runs(runs)
-    short = {run: result for run, result in runs.items() if result not in full.get((run.detector, run.epochs), [])}
-    if not short:
+    """AP and AP50, with the first seed, after the short runs that a rate is chosen by; `None` without any."""
+    tried: dict[tuple[str, int], dict[float, dict[str, Any]]] = {}
+    for run, result in runs.items():
+        if run.seed == min(other.seed for other in runs):
+            tried.setdefault((run.detector, run.epochs), {})[run.rate] = result["curve"][-1]
+    searches = {key: points for key, points in tried.items() if len(points) > 1}
+    if not searches:
         return None
-    rates = sorted({run.rate for run in short})
-    lengths = sorted({(list(DETECTORS).index(run.detector), run.detector, run.epochs) for run in short})
+    rates = sorted({rate for points in searches.values() for rate in points})
     rows = []
-    for _, name, epochs in lengths:
-        cells = []
-        for rate in rates:
-            points = [
-                r["curve"][-1]
-                for run, r in short.items()
-                if (run.detector, run.epochs, run.rate) == (name, epochs, rate)
-            ]
-            cells.append(f"{100 * points[0]['AP']:.1f} / {100 * points[0]['AP50']:.1f}" if points else "-")
+    for (name, epochs), points in sorted(searches.items(), key=lambda item: list(DETECTORS).index(item[0][0])):
+        aps = [points.get(rate) for rate in rates]
+        cells = [f"{100 * point['AP']:.1f} / {100 * point['AP50']:.1f}" if point else "-" for point in aps]
         rows.append([DETECTORS[name].title, epochs, *cells])
     titles = ["detector", "epochs", *(f"rate {rate:g}" for rate in rates)]
     return "The search for the rate, one seed, AP / AP50 in per cent:\n\n" + markdown_table(titles, rows)
@@ -123,7 +126,10 @@ def searches_table(runs: dict[Run, dict[str, Any]]) -> str | None:
 
 def reached_table(trained: Trained, speed: Speed, maps: str) -> str | None:
     """In how many epochs, and seconds, the mean AP of each detector (row) reaches the final one of each (column)."""
-    longest = {name: max(epochs for other, epochs in trained if other == name) for name, _ in trained}
+    usual = statistics.mode(epochs for _, epochs in trained) if trained else 0
+    longest = {
+        name: max(epochs for other, epochs in trained if other == name) for name, epochs in trained if epochs >= usual
+    }
     if len(longest) < 2:
         return None
     runs = {name: trained[name, epochs] for name, epochs in longest.items()}
