@@ -181,7 +181,7 @@ def test_annotations_of_unlisted_images_are_counted(coco_folder):
     more = [*ANNOTATIONS, annotation(9, 99, 3, [1, 1, 2, 2]), annotation(10, 99, 3, [1, 1, 2, 2])]
     (coco_folder / "annotations/instances_train2017.json").write_text(json.dumps(coco(more)))
     data = load_detection_data(coco_folder)
-    assert data.unplaced_annotations == 2
+    assert data.findings.counts["annotation without image"] == 2
     assert len(data.dataset) == 3
 
 

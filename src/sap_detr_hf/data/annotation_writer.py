@@ -135,16 +135,15 @@ class CocoWriter(AnnotationWriter):
             text_ids = any(isinstance(entry["id"], str) for entry, _ in written)
             ids = {entry["id"]: place if text_ids else entry["id"] for place, (entry, _) in enumerate(written, 1)}
             categories = [{"id": number, "name": name} for number, name in self.categories.items()]
+            images = (entry | {"id": ids[entry["id"]]} for entry, _ in written)
+            own = ((ids[entry["id"]], each) for entry, text in written for each in json.loads(text))
+            annotations = ({"id": n, "image_id": image_id} | each for n, (image_id, each) in enumerate(own, 1))
+            lists = {"categories": categories, "images": images, "annotations": annotations}
             with (self.target / "annotations" / f"instances_{split}.json").open("w", encoding="utf-8") as file:
-                file.write('{"info": {}, "licenses": [], ')
-                _write_list(file, "categories", categories)
-                file.write(", ")
-                _write_list(file, "images", (entry | {"id": ids[entry["id"]]} for entry, _ in written))
-                file.write(", ")
-                own = ((ids[entry["id"]], each) for entry, text in written for each in json.loads(text))
-                _write_list(
-                    file, "annotations", ({"id": n, "image_id": i} | each for n, (i, each) in enumerate(own, 1))
-                )
+                file.write('{"info": {}, "licenses": []')
+                for name, entries in lists.items():
+                    file.write(f', "{name}": ')
+                    write_json_list(file, entries)
                 file.write("}\n")
 
 
@@ -226,11 +225,11 @@ def stored_name(content: bytes, image_id: int | str) -> str:
     return f"{image_id}.{'jpg' if suffix == 'jpeg' else suffix}"
 
 
-def _write_list(file: TextIO, name: str, entries: Iterable[Mapping[str, Any]]) -> None:
-    file.write(f'"{name}": [')
+def write_json_list(file: TextIO, entries: Iterable[Mapping[str, Any]]) -> None:
+    """Write a JSON list, one entry a line, without ever holding all of it."""
+    file.write("[")
     for number, entry in enumerate(entries):
-        file.write(",\n" if number else "\n")
-        file.write(json.dumps(entry))
+        file.write((",\n" if number else "\n") + json.dumps(entry))
     file.write("\n]")
 
 

@@ -53,19 +53,9 @@ class DataReport(Findings):
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values, for JSON."""
-        return {
-            "source": self.source,
-            "ok": self.ok,
-            "images": self.images,
-            "images_opened": self.images_opened,
-            "boxes": self.boxes,
-            "crowd": self.crowd,
-            "images_without_boxes": self.images_without_boxes,
-            "boxes_per_category": self.boxes_per_category,
-            "errors": self.errors,
-            "warnings": self.warnings,
-            "examples": self.examples,
-        }
+        names = ["source", "ok", "images", "images_opened", "boxes", "crowd", "images_without_boxes"]
+        names += ["boxes_per_category", "errors", "warnings", "examples"]
+        return {name: getattr(self, name) for name in names}
 
     def table(self, examples: int = 5) -> str:
         """The report for a terminal, with the first few examples of each kind of problem."""
@@ -241,7 +231,7 @@ def _check_files(report: DataReport, data: DetectionData) -> None:
 
 def _check_image(row: dict[str, Any]) -> tuple[str, str] | None:
     """Kind and description of what is wrong with an image, None where nothing is."""
-    where = f"{image_name(row)} (image id {row['image_id']})"
+    where = image_name(row)
     if "image_path" not in row and row["image"] is None:
         return None  # already reported
     source = image_source(row)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
 from torchvision import tv_tensors
@@ -53,11 +54,6 @@ class DetectionData:
     split: str = ""
     findings: Findings = field(default_factory=Findings)
 
-    @property
-    def unplaced_annotations(self) -> int:
-        """Annotations whose image the JSON does not list; they are left out."""
-        return self.findings.counts["annotation without image"]
-
 
 def load_detection_data(
     data: str | Path,
@@ -97,12 +93,12 @@ def load_detection_data(
         raise ValueError(f'categories must be "contiguous" or "coco91", not "{categories}".')
     if box_format not in ("xywh", "xyxy"):
         raise ValueError(f'box_format must be "xywh" or "xyxy", not "{box_format}".')
-    files = find_coco_files(Path(data), split, annotations, images)
-    labels = None if files is not None else find_yolo_files(Path(data), split) or find_voc_files(Path(data), split)
-    if files is not None:
+    annotation_file = None
+    if files := find_coco_files(Path(data), split, annotations, images):
+        annotation_file = files[0]
         dataset, names, findings = read_coco_rows(*files, cache_dir)
-        source = str(files[0])
-    elif labels is not None:
+        source = str(annotation_file)
+    elif labels := find_yolo_files(Path(data), split) or find_voc_files(Path(data), split):
         if images is not None:
             raise ValueError(f"An image folder belongs to a COCO JSON; {labels.source} says where its images are.")
         dataset, names, findings = read_label_rows(labels, cache_dir)
@@ -112,10 +108,9 @@ def load_detection_data(
         dataset, names, findings = read_columns(str(data), split, box_format, cache_dir, streaming)
     if not allow_errors:
         findings.refuse_errors(source)
-    if streaming and (files is not None or labels is not None):
+    if streaming and isinstance(dataset, datasets.Dataset):
         dataset = dataset.to_iterable_dataset()
     id2label, category_ids = number_classes(names, categories, str(data))
-    annotation_file = files[0] if files is not None else None
     return DetectionData(dataset, id2label, category_ids, names, str(data), annotation_file, split, findings)
 
 
@@ -141,8 +136,9 @@ def image_source(row: dict[str, Any]) -> str | bytes:
 
 
 def image_name(row: dict[str, Any]) -> str:
-    """The image's file name for messages, as far as it has one."""
-    return row.get("image_path") or (row.get("image") or {}).get("path") or "stored image"
+    """The image's file name, as far as it has one, and id, for messages."""
+    name = row.get("image_path") or (row.get("image") or {}).get("path") or "stored image"
+    return f"{name} (image id {row['image_id']})"
 
 
 def class_indices(categories: Iterable[int], category_ids: list[int] | None) -> torch.Tensor:
@@ -375,7 +371,7 @@ def _id_number(image_id: int | str) -> int:
 
 
 def _where(row: dict[str, Any]) -> str:
-    return f"Image {image_name(row)} (image id {row['image_id']})"
+    return f"Image {image_name(row)}"
 
 
 def normalize(image: torch.Tensor, image_processor: Any) -> torch.Tensor:

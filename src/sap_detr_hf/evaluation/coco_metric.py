@@ -5,7 +5,6 @@ Boxes are x, y, width, height in pixels of the original image, ids are the data 
 
 import contextlib
 import io
-import json
 import logging
 import os
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 from pycocotools.cocoeval import COCOeval
 
+from ..data.annotation_writer import write_json_list
 from ..data.coco import id_array, parse_image_id, read_boxes, read_coco, standard_objects
 from ..data.findings import FILE_ERRORS, Boxes, Findings, check_boxes, check_image_ids, label_origins
 from ..files import whole_file
@@ -24,18 +24,8 @@ from .coco_evaluator import EVALUATORS, CategoryCurves, evaluate_category, insta
 
 # The 12 numbers in the order of COCOeval.stats.
 METRIC_NAMES = (
-    "AP",
-    "AP50",
-    "AP75",
-    "AP_small",
-    "AP_medium",
-    "AP_large",
-    "AR1",
-    "AR10",
-    "AR100",
-    "AR_small",
-    "AR_medium",
-    "AR_large",
+    *("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"),
+    *("AR1", "AR10", "AR100", "AR_small", "AR_medium", "AR_large"),
 )
 # `evaluate.load(COCO_METRIC_PATH)` gives the same metric as an `evaluate.Metric`.
 COCO_METRIC_PATH = str(Path(__file__).parent / "coco_detection")
@@ -76,7 +66,7 @@ class GroundTruth:
         coco = read_coco(os.fspath(path))
         for kind in ("no annotations", *FILE_ERRORS):  # files of images play no part here
             del coco.findings.counts[kind]
-        check_image_ids(coco.findings, coco.image_ids, lambda place: coco.file_names[place])
+        check_image_ids(coco.findings, coco.image_ids, coco.file_names.__getitem__)
         return cls._checked(coco.image_ids, coco.categories, coco.boxes, coco.findings, os.fspath(path))
 
     @classmethod
@@ -288,10 +278,8 @@ class CocoMetric:
     def write_predictions(self, path: str | os.PathLike) -> None:
         """Writes the COCO result file (unrounded: reading it back gives the same AP), aside first, then renamed."""
         with whole_file(path) as aside, open(aside, "w", encoding="utf-8") as file:
-            file.write("[")
-            for i, detection in enumerate(self.results()):
-                file.write(f"{',' if i else ''}\n{json.dumps(detection)}")
-            file.write("\n]\n")
+            write_json_list(file, self.results())
+            file.write("\n")
 
     def compute(self) -> CocoResult:
         """COCO AP and AR of what was added, by the official code."""

@@ -25,22 +25,16 @@ IMAGES_PER_GATHER = 64
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(CocoResult):
     """Result of `evaluate_detections`, the same on every process.
 
     Attributes:
-        metrics: the 12 COCO numbers by name (`coco_metric.METRIC_NAMES`), in 0..1, NaN where undefined.
-        per_class: one dict a category: category_id, name, boxes and the 12 numbers.
-        precision: (10, 101, classes), see `CocoResult`.
         images: number of images.
         seconds: for loading and predicting them (without the AP itself).
         evaluator: the package that computed AP, one of `coco_evaluator.EVALUATORS`.
         predictions: the detections; on the main process only, else None.
     """
 
-    metrics: dict[str, float]
-    per_class: list[dict[str, Any]]
-    precision: np.ndarray
     images: int
     seconds: float
     evaluator: str
@@ -85,12 +79,10 @@ def evaluate_detections(
 ) -> Evaluation:
     """COCO AP of a model on the images of `dataset`. With several processes every one of them must call this.
 
-    Each image is predicted once: batches are numbered, and process i of n takes the batches i, i + n, i + 2n, ... The
-    batches do not depend on the number of processes, so neither do the numbers. By default only images of one size
-    (after resizing) share a batch: without padding an image's result does not depend on its neighbors, so the numbers
-    do not depend on the batch size either, up to rounding.
-
-    Nothing of the training is touched: neither the random state nor which modules are in training mode.
+    Process i of n predicts the batches i, i + n, i + 2n, ... The batches do not depend on the number of processes, so
+    neither do the numbers. By default only images of one size (after resizing) share a batch: without padding an
+    image's result does not depend on its neighbors, so the numbers do not depend on the batch size either, up to
+    rounding. Neither the random state of a training nor which modules are in training mode changes.
 
     Args:
         model: gives `logits` (B, N, K) and `pred_boxes` (B, N, 4) for `pixel_values` and `pixel_mask`, which is `None`
@@ -100,13 +92,11 @@ def evaluate_detections(
         image_processor: resizes, normalizes and post-processes, as at prediction.
         truth: of these images, or of more.
         accelerator: several processes, and the device; without it, one process on the model's device.
-        batch_size: images a batch and process.
+        batch_size: images a batch.
         pad_batches: batches in the order of the rows, padded to their largest image (as the released evaluation does).
         num_workers: loader processes of each process.
-        autocast_dtype: run the model under autocast with this type.
-        top_k: detections kept of each image, over all classes.
+        autocast_dtype, top_k: see [`Detector`].
         sliced: gives the `SlicedDetector` that detects in slices of each image; it has its own batches and `top_k`.
-        progress: show a progress bar on the main process.
 
     Raises:
         OSError: an image cannot be read; ValueError: its size is not that of the row, the model's output is not finite,
@@ -128,15 +118,8 @@ def evaluate_detections(
     seconds = time.perf_counter() - started
     result = metric.compute() if accelerator is None else _compute_together(metric, accelerator)
     is_main = accelerator is None or accelerator.is_main_process
-    return Evaluation(
-        metrics=result.metrics,
-        per_class=result.per_class,
-        precision=result.precision,
-        images=len(dataset),
-        seconds=seconds,
-        evaluator=metric.evaluator,
-        predictions=metric if is_main else None,
-    )
+    own = metric if is_main else None
+    return Evaluation(**vars(result), images=len(dataset), seconds=seconds, evaluator=metric.evaluator, predictions=own)
 
 
 class EvaluationImages(torch.utils.data.Dataset):
@@ -165,10 +148,10 @@ class EvaluationImages(torch.utils.data.Dataset):
             inputs = {"image": image} if self.whole else prepare_image(self.image_processor, image)
         except (OSError, ValueError) as unreadable:
             error = unreadable
-            size = prepared_size(self.image_processor, row["height"], row["width"])
-            inputs = {"pixel_values": torch.zeros(3, *size)}
-        name = f"{image_name(row)} (image id {row['image_id']})"
-        labels = {"image_id": row["image_id"], "size": (row["width"], row["height"]), "name": name, "error": error}
+            shape = (3, *prepared_size(self.image_processor, row["height"], row["width"]))
+            inputs = {"pixel_values": torch.zeros(shape)}
+        size = (row["width"], row["height"])
+        labels = {"image_id": row["image_id"], "size": size, "name": image_name(row), "error": error}
         return {**inputs, "labels": labels}
 
     def processed_sizes(self) -> list[tuple[int, int]]:
@@ -235,32 +218,25 @@ def _predict_on_all_processes(
     rounds = math.ceil(len(batches) / world)
     mine = batches[rank::world]
     # Sharded models (FSDP) must run in step: where no batch is left, one is run again and its result dropped.
-    loader = _loader(images, mine + [batches[0]] * (rounds - len(mine)), num_workers, predict.detector.device)
-    rounds_per_gather = max(1, IMAGES_PER_GATHER // max(len(batch) for batch in batches))
-    waiting: list[ImagePrediction | Exception] = []
-    for done, batch in enumerate(_with_progress(loader, rounds, progress and rank == 0), start=1):
-        outcome = predict(batch)
-        waiting += outcome if done <= len(mine) else []
-        if done % rounds_per_gather == 0 or done == rounds:
-            gathered = waiting if world == 1 else gather_object(waiting)
-            yield from _all_predictions(gathered)
-            waiting = []
-
-
-def _loader(images: EvaluationImages, batches: list[list[int]], num_workers: int, device: torch.device) -> DataLoader:
-    return DataLoader(
+    loader = DataLoader(
         images,
-        batch_sampler=batches,
+        batch_sampler=mine + [batches[0]] * (rounds - len(mine)),
         collate_fn=list if images.whole else collate,
         num_workers=num_workers,
-        pin_memory=device.type == "cuda",
+        pin_memory=predict.detector.device.type == "cuda",
         # An own generator: the default one would draw the workers' seed from the training's random state.
         generator=torch.Generator(),
     )
-
-
-def _with_progress(loader: DataLoader, rounds: int, show: bool) -> tqdm:
-    return tqdm(loader, total=rounds, desc="evaluate", unit="batch", disable=not show, mininterval=1.0)
+    rounds_per_gather = max(1, IMAGES_PER_GATHER // max(map(len, batches)))
+    waiting: list[ImagePrediction | Exception] = []
+    hidden = not progress or rank != 0
+    bar = tqdm(loader, total=rounds, desc="evaluate", unit="batch", disable=hidden, mininterval=1.0)
+    for done, batch in enumerate(bar, start=1):
+        outcome = predict(batch)
+        waiting += outcome if done <= len(mine) else []
+        if done % rounds_per_gather == 0 or done == rounds:
+            yield from _all_predictions(waiting if world == 1 else gather_object(waiting))
+            waiting = []
 
 
 def _all_predictions(outcomes: list[ImagePrediction | Exception]) -> list[ImagePrediction]:

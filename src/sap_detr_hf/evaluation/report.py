@@ -54,13 +54,9 @@ PREDICTIONS, CLASSES, PRECISION_RECALL, THRESHOLDS, MISTAKES, WORST, RESULTS, *_
 def evaluate_model(settings: EvaluationSettings, command: str | None = None) -> dict[str, Any]:
     """Evaluates a saved model and writes the report into `settings.output`; several processes all call this.
 
-    The folder gets results.json (numbers, settings, versions, hardware, time), predictions.json (COCO result format),
-    per_class.md, precision_recall.png, thresholds.png, mistakes.md, .png and .json (error types, confused classes), and
-    worst/ where asked for.
-
-    Args:
-        settings: see there.
-        command: the command line, for results.json.
+    The folder gets results.json (numbers, settings, versions, hardware, time, and the command line `command`),
+    predictions.json (COCO result format), per_class.md, precision_recall.png, thresholds.png, mistakes.md, .png and
+    .json (error types, confused classes), and worst/ where asked for.
 
     Returns:
         The content of results.json, on every process (the main one's also has `best_threshold`, `errors` and
@@ -186,14 +182,9 @@ def class_table(per_class: Sequence[Mapping[str, Any]]) -> str:
 
 
 def plot_precision_recall(path: str | os.PathLike, precision: np.ndarray) -> Figure:
-    """Precision over recall, the mean of all classes that have boxes, as a PNG.
+    """Precision (10, 101, classes), as in `CocoResult`, over recall as a PNG: the mean of all classes that have boxes.
 
-    Args:
-        path: the PNG to write.
-        precision: (10, 101, classes) as in `CocoResult`.
-
-    Returns:
-        The figure.
+    Returns the figure.
     """
     figure = Figure(figsize=(6, 5), layout="constrained")
     axes = figure.add_subplot(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,8 @@ from PIL import Image
 
 from ..evaluation_mode import evaluation_mode
 from ..model.detection_processing import released_image_size
+
+TENSORS = ("scores", "boxes", "points", "classes", "queries")  # of `SalientDetections`: all but the labels
 
 
 @dataclass
@@ -44,14 +46,8 @@ class SalientDetections:
 
     def select(self, index: torch.Tensor) -> "SalientDetections":
         """The detections at the positions `index` (m,) int64, in that order."""
-        return SalientDetections(
-            scores=self.scores[index],
-            labels=[self.labels[i] for i in index.tolist()],
-            boxes=self.boxes[index],
-            points=self.points[index],
-            classes=self.classes[index],
-            queries=self.queries[index],
-        )
+        labels = [self.labels[place] for place in index.tolist()]
+        return replace(self, labels=labels, **{name: getattr(self, name)[index] for name in TENSORS})
 
     def shifted(self, x: float, y: float) -> "SalientDetections":
         """The detections of a slice in pixels of the image, where the slice's left top corner is at `x`, `y`."""
@@ -62,8 +58,7 @@ class SalientDetections:
     def join(cls, parts: "Sequence[SalientDetections]") -> "SalientDetections":
         """All detections of at least one part, one part after the other."""
         labels = [label for part in parts for label in part.labels]
-        tensors = (field.name for field in fields(cls) if field.name != "labels")
-        return cls(labels=labels, **{name: torch.cat([getattr(part, name) for part in parts]) for name in tensors})
+        return cls(labels=labels, **{name: torch.cat([getattr(part, name) for part in parts]) for name in TENSORS})
 
 
 class Detector:
@@ -163,12 +158,7 @@ def detect_with_points(
 ) -> SalientDetections:
     """Detect objects in an upright RGB image; the same scores, labels and boxes as the pipeline's.
 
-    Args:
-        model: a `SapDetrForObjectDetection`.
-        image_processor: the model's.
-        image: see [`open_image`].
-        threshold: only detections of a higher score.
-        top_k: detections at most.
+    Arguments are those of [`Detector`]; [`open_image`] opens an image.
 
     Raises:
         ValueError: the model's output is not finite.

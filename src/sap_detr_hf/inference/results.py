@@ -53,25 +53,23 @@ class PredictionResults:
 
     def add(self, source: InputImage, image_id: int | str, image: Image.Image, found: SalientDetections) -> None:
         """Write one image's detections."""
-        record: dict[str, Any] = {"file": source.name, "image_id": image_id}
-        if source.frame is not None:
-            record["frame"] = source.frame
+        record = {"file": source.name, "image_id": image_id, **_frame(source)}
         record |= {"width": image.width, "height": image.height}
         if self.draw:
             record["picture"] = self._draw(source, image_id, image, found)
         self._write(self._records, {**record, "detections": readable_detections(found)})
-        for result in self._coco_results(image_id, found):
-            self._coco.write(",\n" if self.detections else "\n")
-            self._coco.write(json.dumps(result))
+        # Unrounded: the same AP as `sap-detr evaluate`
+        columns = found.classes.tolist(), found.coco_boxes.tolist(), found.scores.tolist()
+        for index, box, score in zip(*columns, strict=True):
+            category_id = index if self.category_ids is None else self.category_ids[index]
+            result = {"image_id": image_id, "category_id": category_id, "bbox": box, "score": score}
+            self._coco.write((",\n" if self.detections else "\n") + json.dumps(result))
             self.detections += 1
         self.images += 1
 
     def fail(self, source: InputImage, error: Exception) -> None:
         """Note an image that could not be predicted."""
-        record: dict[str, Any] = {"file": source.name}
-        if source.frame is not None:
-            record["frame"] = source.frame
-        self._write(self._failures, {**record, "error": str(error)})
+        self._write(self._failures, {"file": source.name, **_frame(source), "error": str(error)})
         self.failed += 1
 
     def _open(self, name: str) -> TextIO:
@@ -82,15 +80,6 @@ class PredictionResults:
     def _write(file: TextIO, record: dict[str, Any]) -> None:
         file.write(json.dumps(record, ensure_ascii=False) + "\n")
         file.flush()  # can be read while the prediction runs
-
-    def _coco_results(self, image_id: int | str, found: SalientDetections) -> list[dict[str, Any]]:
-        results = []
-        # Unrounded: the same AP as `sap-detr evaluate`
-        columns = found.classes.tolist(), found.scores.tolist(), found.coco_boxes.tolist()
-        for index, score, box in zip(*columns, strict=True):
-            category_id = index if self.category_ids is None else self.category_ids[index]
-            results.append({"image_id": image_id, "category_id": category_id, "bbox": box, "score": score})
-        return results
 
     def _draw(self, source: InputImage, image_id: int | str, image: Image.Image, found: SalientDetections) -> str:
         picture = draw_detections(image, found.boxes, found.labels, found.scores, found.points, least_side=LEAST_SIDE)
@@ -124,6 +113,10 @@ def readable_detections(found: SalientDetections) -> list[dict[str, Any]]:
         }
         for score, label, box, point in zip(*columns, strict=True)
     ]
+
+
+def _frame(source: InputImage) -> dict[str, Any]:
+    return {} if source.frame is None else {"frame": source.frame}
 
 
 def _rounded(names: Sequence[str], pixels: Sequence[float]) -> dict[str, float]:

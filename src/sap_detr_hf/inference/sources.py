@@ -20,7 +20,7 @@ from ..data.findings import IMAGE_LIST_ERRORS, check_image_ids
 from ..data.image_paths import find_coco_files, find_images, walk_images
 from ..model.image_files import ImageFileError, open_image
 from .downloads import MAX_BYTES, TIMEOUT, download, is_url
-from .videos import VIDEO_SUFFIXES, count_frames, require_decoder, video_frames
+from .videos import VIDEO_SUFFIXES, count_frames, video_frames
 
 
 @dataclass(frozen=True)
@@ -85,13 +85,12 @@ class InputImages:
         """
         if self.coco_images is not None:
             return len(self.coco_images)
-        total: int | None = 0
+        total = 0
         for name in self._names():
-            count: int | None = 1
-            if _is_video(name):
-                require_decoder()
-                count = count_frames(name, self.every)
-            total = None if total is None or count is None else total + count
+            count = count_frames(name, self.every) if _is_video(name) else 1
+            if count is None:
+                return None
+            total += count
         return total
 
     def __iter__(self) -> Iterator[InputImage]:
@@ -108,16 +107,10 @@ class InputImages:
 
     def _names(self) -> Iterator[str]:
         """Files and addresses; a folder or pattern without any gives itself, and fails when it is loaded."""
-        for text in () if self.coco_images is not None else self.inputs:
-            if is_url(text) or os.path.isfile(text):
-                yield text
-                continue
-            found = False
-            for path in self._search(text):
-                found = True
-                yield path
-            if not found:
-                yield text
+        for text in self.inputs:
+            paths = iter(()) if is_url(text) or os.path.isfile(text) else self._search(text)
+            yield next(paths, text)
+            yield from paths
 
     def _search(self, text: str) -> Iterator[str]:
         if os.path.isdir(text):
@@ -180,16 +173,14 @@ class ListedImage:
 def read_coco_images(path: Path, image_folder: str | None = None) -> list[ListedImage]:
     """The images of a COCO JSON; all else of it is ignored.
 
-    Args:
-        path: the JSON.
-        image_folder: where its images are, if not at one of the usual places.
+    They are in `image_folder`, or at one of the usual places.
 
     Raises:
         OSError: the file cannot be read, or the images' folder is not found.
         ValueError: an entry is malformed, or an id occurs twice.
     """
     coco = read_coco(path, images_only=True)
-    check_image_ids(coco.findings, coco.image_ids, lambda place: coco.file_names[place])
+    check_image_ids(coco.findings, coco.image_ids, coco.file_names.__getitem__)
     coco.findings.refuse_errors(path, IMAGE_LIST_ERRORS, "predicted")
     files = find_coco_files(path, path.stem.removeprefix("instances_"), None, image_folder)
     assert files is not None  # a JSON file was given

@@ -14,18 +14,13 @@ VIDEO_SUFFIXES = (
 )
 
 
-def require_decoder() -> None:
-    """Raises ImportError that says what to install where PyAV is absent."""
-    try:
-        import av  # noqa: F401
-    except ImportError as error:
-        raise ImportError("Video files are read with PyAV: pip install sap-detr-hf[video].") from error
-
-
 def count_frames(path: str, every: int = 1) -> int | None:
-    """How many frames `video_frames` will give by the file's header, None where it does not say."""
-    import av
+    """How many frames `video_frames` will give by the file's header, None where it does not say.
 
+    Raises:
+        ImportError: PyAV is absent; says what to install.
+    """
+    av = _decoder()
     try:
         with av.open(path) as container:
             frames = container.streams.video[0].frames
@@ -39,8 +34,7 @@ def video_frames(path: str, every: int = 1) -> Iterator[tuple[int, Callable[[], 
 
     A file that is broken, from the start or from some frame on, ends in a loader that raises `ImageFileError`.
     """
-    import av
-
+    av = _decoder()
     number = -1
     try:
         with av.open(path) as container:
@@ -56,6 +50,14 @@ def video_frames(path: str, every: int = 1) -> Iterator[tuple[int, Callable[[], 
     except (av.error.FFmpegError, OSError, ImageFileError) as error:
         reason = error if isinstance(error, ImageFileError) else f"{path}: broken after {number + 1} frames ({error})."
         yield number + 1, partial(_raise, ImageFileError(str(reason)))
+
+
+def _decoder() -> Any:
+    try:
+        import av
+    except ImportError as error:
+        raise ImportError("Video files are read with PyAV: pip install sap-detr-hf[video].") from error
+    return av
 
 
 def _upright(frame: Any, path: str, number: int) -> Image.Image:
