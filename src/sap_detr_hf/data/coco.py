@@ -67,9 +67,7 @@ class Origins:
 def read_coco(path: str | Path, images_only: bool = False) -> CocoAnnotations:
     """Read a COCO JSON in UTF-8, UTF-16 or UTF-32, with or without a byte order mark.
 
-    Args:
-        path: The file.
-        images_only: Leave out annotations and categories, for prediction.
+    With `images_only`, annotations and categories are left out, for prediction.
 
     Raises:
         OSError: The file cannot be read.

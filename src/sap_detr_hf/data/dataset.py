@@ -366,8 +366,7 @@ def open_row_image(row: dict[str, Any]) -> Any:
 
 
 def _id_number(image_id: int | str) -> int:
-    """An image's id as a number: of a text, always the same one."""
-    return image_id if isinstance(image_id, int) else zlib.crc32(image_id.encode())
+    return image_id if isinstance(image_id, int) else zlib.crc32(image_id.encode())  # of a text, always the same
 
 
 def _where(row: dict[str, Any]) -> str:

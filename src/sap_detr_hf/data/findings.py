@@ -151,8 +151,6 @@ def check_boxes(
     """Note the faults of these boxes.
 
     Args:
-        findings: Gets the faults.
-        found: The boxes.
         image_ids: (images,).
         sizes: (images, 2) width, height in pixels, 0 where unknown; None for all unknown.
         categories: The data set's category ids; None where they are not to be compared.
@@ -164,9 +162,8 @@ def check_boxes(
     def name(box: int) -> str:
         x, y, width, height = found.boxes[box]
         where = "" if found.origins is None else f"{line_name(found.origins[box])}: "
-        return (
-            f"{where}image id {image_ids[found.image[box]]}, box x {x:g}, y {y:g}, width {width:g}, height {height:g}"
-        )
+        where += f"image id {image_ids[found.image[box]]}"
+        return f"{where}, box x {x:g}, y {y:g}, width {width:g}, height {height:g}"
 
     finite = (np.abs(found.boxes) <= LARGEST_NUMBER).all(1)
     x, y, w, h = np.where(finite[:, None], found.boxes, 0.0).T
@@ -186,16 +183,12 @@ def check_boxes(
     far = (area < np.maximum(w, h) / 2) & (area < w * h) | (area > (w + 2) * (h + 2))
     in_range = (area >= 0) & (area <= LARGEST_AREA)
     positive = finite & (high > low).all(1)
-    rows = np.column_stack([found.image, found.category, found.boxes])
-    order = np.lexsort(rows.T)  # several times faster than np.unique of rows
-    repeated = np.zeros(len(rows), dtype=bool)
-    repeated[order[1:]] = (rows[order[1:]] == rows[order[:-1]]).all(1)
     faults = {
         "box not finite": ~finite,
         "zero-area box": finite & ~positive,
         "box outside the image": finite & (beyond > OUTSIDE_TOLERANCE),
         "box in the first pixel": positive & (x >= 0) & (y >= 0) & (x + w <= 1) & (y + h <= 1),
-        "duplicate box": repeated,
+        "duplicate box": _repeated(np.column_stack([found.image, found.category, found.boxes])),
     }
     for kind, where in faults.items():
         findings.add_all(kind, where, name)
@@ -208,6 +201,14 @@ def check_boxes(
         findings.add_all(kind, where, lambda box: f"{name(box)}, area {found.areas[box]:g}")
     findings.add_all("unknown category", ~known, lambda box: f"category id {found.category[box]}, {name(box)}")
     return finite & known & inside & ~found.crowd
+
+
+def _repeated(rows: np.ndarray) -> np.ndarray:
+    """(n,) bool: the rows (n, columns) that equal an earlier one."""
+    order = np.lexsort(rows.T)  # several times faster than np.unique of rows
+    repeated = np.zeros(len(rows), dtype=bool)
+    repeated[order[1:]] = (rows[order[1:]] == rows[order[:-1]]).all(1)
+    return repeated
 
 
 def check_image_ids(findings: Findings, image_ids: np.ndarray, name: Callable[[int], str]) -> None:

@@ -192,7 +192,7 @@ def _open_dataset(data: str, split: str, cache_dir: str | Path | None, streaming
 
     def load() -> Any:
         name = matching_split(data, split, datasets.get_dataset_split_names(data))
-        return datasets.load_dataset(data, split=name, streaming=streaming, cache_dir=_text(cache_dir))
+        return datasets.load_dataset(data, split=name, streaming=streaming, cache_dir=cache_dir and str(cache_dir))
 
     if folder.is_dir():
         return _readable(data, load)
@@ -220,10 +220,6 @@ def _open_saved(data: str, split: str, streaming: bool) -> Any:
         raise FileNotFoundError(f'{data}, split "{split}" has no rows.')  # load_from_disk fails on it
     saved = datasets.load_from_disk(str(folder))
     return saved.to_iterable_dataset() if streaming else saved
-
-
-def _text(path: str | Path | None) -> str | None:
-    return None if path is None else str(path)
 
 
 def _features(image_column: str, text_ids: bool) -> Features:

@@ -21,10 +21,7 @@ NO_OBJECT, MISSED_BOX = "no object", "missed"
 def write_mistakes(folder: Path, predictions: CocoMetric, threshold: float) -> dict[str, Any]:
     """Write `TABLES` and `PLOT` into a folder.
 
-    Args:
-        folder: of the report.
-        predictions: all detections, with their truth.
-        threshold: score from which on a user would show detections.
+    `threshold` is the score from which on a user would show detections.
 
     Returns:
         The numbers, for a JSON file: `AP50` and `dAP` (0 to 1) and `all_detections` of the `DETECTIONS` best of each
@@ -79,16 +76,13 @@ def mistakes_tables(mistakes: Mapping[str, Any]) -> str:
 
 
 def plot_mistakes(path: Path, mistakes: Mapping[str, Any], matrix: np.ndarray, names: Sequence[str]) -> Figure:
-    """What AP would gain without each type of error, beside the confusion matrix, as a PNG.
+    """What AP would gain without each type of error, beside the confusion matrix, as a PNG; returns the figure.
 
     Args:
         path: the PNG to write.
         mistakes: as `write_mistakes` returns it.
         matrix: (classes + 1, classes + 1) as of `DetectionErrors.confusion_matrix`.
         names: of the classes, in the order of the matrix.
-
-    Returns:
-        The figure.
     """
     figure = Figure(figsize=(13, 6), layout="constrained")
     bars, cells = figure.subplots(1, 2, width_ratios=(2, 3))
@@ -114,11 +108,7 @@ def plot_mistakes(path: Path, mistakes: Mapping[str, Any], matrix: np.ndarray, n
 
 
 def _counts(errors: DetectionErrors, names: Mapping[int, str]) -> dict[str, Any]:
-    return {
-        "counts": errors.counts(),
-        "by_size": errors.counts_by_size(),
-        "by_class": errors.counts_by_class(names),
-    }
+    return {"counts": errors.counts(), "by_size": errors.counts_by_size(), "by_class": errors.counts_by_class(names)}
 
 
 def _confusions(matrix: np.ndarray, names: Mapping[int, str]) -> list[dict[str, Any]]:

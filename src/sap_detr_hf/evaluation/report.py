@@ -220,13 +220,12 @@ def plot_thresholds(path: str | os.PathLike, curve: ThresholdCurve) -> Figure:
 def draw_worst_images(
     directory: str | os.PathLike, dataset: Any, predictions: CocoMetric, count: int
 ) -> list[dict[str, Any]]:
-    """Draws the images with the most mistakes, truth on the left and detections on the right.
+    """Draws the `count` images with the most mistakes, truth on the left and detections on the right.
 
     Args:
         directory: is created; the images are called worst_01_image_{image id}.jpg and so on.
         dataset: rows as in `DetectionData.dataset`.
         predictions: of its images, with their truth.
-        count: number of images.
 
     Returns:
         One dict per image: image_id, missed, false, file.

@@ -32,19 +32,16 @@ SHOWN_FAILURES = 20
 
 @dataclass
 class PredictionSummary:
-    """What became of the inputs.
+    """What became of the inputs: predicted images, detections in all of them, inputs that failed.
 
     Args:
-        images: predicted images.
-        detections: in all of them.
-        failed: inputs that could not be predicted.
-        failures: why, for the first 20 of them, by name.
+        failures: why the first `SHOWN_FAILURES` inputs failed, by name.
     """
 
-    images: int = 0
-    detections: int = 0
-    failed: int = 0
-    failures: list[str] = field(default_factory=list)
+    images: int
+    detections: int
+    failed: int
+    failures: list[str]
 
 
 @dataclass
@@ -98,7 +95,7 @@ def predict(settings: PredictionSettings) -> PredictionSummary:
     model, image_processor = load_exported(settings) or load_detector(settings.model, settings.device)
     prepare_folder(output, settings.overwrite, results=(*FILES, PICTURES, PRE_LABELS))
     predictor = Predictor(model, image_processor, settings)
-    summary = PredictionSummary()
+    failures: list[str] = []
     form = settings.as_annotations
     with (
         PredictionResults(output, model.config.category_ids, settings.pictures) as results,
@@ -108,7 +105,9 @@ def predict(settings: PredictionSettings) -> PredictionSummary:
         for prepared, found in predictor.predict(sources):
             if isinstance(found, Exception):
                 results.fail(prepared.source, found)
-                _report(summary, prepared.source, found)
+                message = str(found) if prepared.source.name in str(found) else f"{prepared.source.name}: {found}"
+                tqdm.write(f"skipped: {message}", file=sys.stderr)
+                failures = [*failures, message][:SHOWN_FAILURES]
             else:
                 assert prepared.image is not None
                 image_id = prepared.source.image_id
@@ -117,8 +116,7 @@ def predict(settings: PredictionSettings) -> PredictionSummary:
                 if pre_labels is not None:
                     pre_labels.add(prepared.source, number, prepared.image, found)
             progress.update()
-    summary.images, summary.detections, summary.failed = results.images, results.detections, results.failed
-    return summary
+    return PredictionSummary(results.images, results.detections, results.failed, failures)
 
 
 class Predictor:
@@ -224,10 +222,3 @@ def _check_outside(inputs: list[str], output: Path) -> None:
     for name in inputs:
         if Path(name).exists() and Path(name).resolve().is_relative_to(output.resolve()):
             raise ValueError(f"{name} lies in the output folder {output}: name another folder for the results.")
-
-
-def _report(summary: PredictionSummary, source: InputImage, error: Exception) -> None:
-    message = str(error) if source.name in str(error) else f"{source.name}: {error}"
-    tqdm.write(f"skipped: {message}", file=sys.stderr)
-    if len(summary.failures) < SHOWN_FAILURES:
-        summary.failures.append(message)
