@@ -182,6 +182,22 @@ def test_cpu_sampling_passes_on_what_is_not_a_number():
     assert sample_on_cpu(value, SHAPES, locations, weights).isnan().all()
 
 
+@pytest.mark.parametrize(("learns", "many", "own"), [(False, 4096, True), (True, 4096, False), (True, 160, True)])
+def test_training_takes_the_own_sampling_for_many_queries_only(learns, many, own, monkeypatch):
+    attention, pyramid = (
+        SapDinoDetrTokenAttention(WIDTH, HEADS, 1, POINTS),
+        token_pyramid([torch.zeros(1, WIDTH, 1, 160)], None),
+    )
+    monkeypatch.setattr("sap_detr_hf.model.deformable_attention.MANY_QUERIES", many)
+    by_grid_sample = []
+    attention.sampling.register_forward_pre_hook(lambda *_: by_grid_sample.append(True))
+    tokens = torch.randn(1, 160, WIDTH)
+    with torch.set_grad_enabled(learns):
+        attention(tokens, tokens, pyramid)
+    assert not by_grid_sample if own else by_grid_sample
+
+
+@torch.no_grad()
 def test_locations_are_exact_under_autocast(monkeypatch):
     """A half-precision coordinate would be off by a third of a token here."""
     attention, pyramid = (
