@@ -20,7 +20,7 @@ from .comparison.runs import Run, finished_runs, run_until, use_one_thread
 from .comparison.speed import measure_speed
 
 RESULTS = Path(__file__).parent / "results"
-RATES = (2.5e-4, 5e-4, 1e-3)
+RATES = (5e-4, 1e-3, 2e-3)
 SEARCH_SHARE = 3  # a search for the rate takes a third of the epochs
 # A GPU has time for larger pictures and for a backbone that learns.
 ON_A_GPU = {

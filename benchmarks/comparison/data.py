@@ -20,9 +20,10 @@ SHARED: dict[str, Any] = {
     "keep_checkpoints": 1,
 }
 DATA_SETS: dict[str, dict[str, Any]] = {
-    # 1,000 pictures with 3 to 12 digits of 15 to 70 pixels. A mirrored digit is another sign, so nothing is flipped.
+    # 300 pictures with 3 to 12 digits of 15 to 70 pixels. A mirrored digit is another sign, so nothing is flipped.
     "digits": {
-        "augmentation": "none", "shortest_edge": 192, "longest_edge": 192, "epochs": 12, "warmup_steps": 100
+        "augmentation": "none", "shortest_edge": 192, "longest_edge": 192, "epochs": 12, "warmup_steps": 100,
+        "effective_batch": 4, "images_per_device": 4,
     },
     # 205 photographs of blood cells: small batches, for 15 epochs of larger ones are too few steps for any detector
     "bccd": {
@@ -48,7 +49,7 @@ def make_comparison_digits(folder: Path) -> None:
     """Write the digits: pictures of 192 pixels with 3 to 12 digits each."""
     many: dict[str, Any] = {"digits_per_image": (3, 12), "digit_height": (0.08, 0.36)}
     sources = {split: replace(source, **many) for split, source in digit_sources(0).items()}
-    make_digits(folder, train=1000, val=200, size=(192, 192), sources=sources)
+    make_digits(folder, train=300, val=100, size=(192, 192), sources=sources)
 
 
 def make_small_objects(folder: Path) -> None:
