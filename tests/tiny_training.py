@@ -66,13 +66,18 @@ def write_recipe(path: Path, **changes) -> str:
     return str(path)
 
 
+def fresh_process_state():
+    """Make Accelerate forget an earlier run of this process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
 def run_here(*arguments: str) -> int:
     """`train.py` in this process (no start-up time); returns its exit code."""
     spec = importlib.util.spec_from_file_location("train", SCRIPT)
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    fresh_process_state()
     os.environ["ACCELERATE_USE_CPU"] = "true"
     before = torch.get_num_threads()
     torch.set_num_threads(1)
