@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from tqdm import tqdm
+
 from sap_detr_cli.main import fail
 from sap_detr_cli.settings.export import ExportSettings
 
@@ -47,8 +49,17 @@ def run(settings: ExportSettings) -> int:
     sizes = [prepared_size(image_processor, *size) for size in PHOTOGRAPHS]
     if settings.in_folder:
         settings.path.parent.mkdir(exist_ok=True)
+    steps = tqdm(
+        total=3 if pictures is None else 5, unit="step", bar_format="export: {n_fmt}/{total_fmt} {desc} {elapsed}"
+    )
+
+    def begin(step: str) -> None:
+        steps.n += 1
+        steps.set_description_str(step)
+
     try:
-        done = export_model(model, image_processor, settings.path, settings.tolerance, pictures, sizes)
+        with steps:
+            done = export_model(model, image_processor, settings.path, settings.tolerance, pictures, sizes, begin)
     except ExportError as error:
         return fail(error, 1)
     print(f"Largest differences from torch in float32:\n{difference_table(done.differences)}")

@@ -3,7 +3,7 @@
 Reading order: `export_model` -> `traced_program`, `WRITERS`, `compare_with_torch`; for int8 `QUANTIZERS`, `agreement`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -45,6 +45,7 @@ def export_model(
     tolerance: float = TOLERANCE,
     pictures: Pictures | None = None,
     real_sizes: Sequence[tuple[int, int]] = (),
+    begin: Callable[[str], object] = lambda step: None,
 ) -> Export:
     """Write a model for any batch size, height and width, after a comparison with torch.
 
@@ -55,6 +56,7 @@ def export_model(
         tolerance: largest accepted difference of any output.
         pictures: calibrate int8 on these and write that; not for .pt2.
         real_sizes: heights and widths of images as the model gets them, for one more comparison each.
+        begin: called with the name of each step when it starts: of a large model, some take a minute.
 
     Raises:
         ExportError: a difference exceeds the tolerance or is not a number, or int8 finds too little.
@@ -67,7 +69,11 @@ def export_model(
     metadata = detector_metadata(model.config, image_processor)
     with TemporaryDirectory(prefix=f"{path.name}.", suffix=SUFFIX, dir=path.parent) as folder:
         file = Path(folder) / path.name
-        WRITERS[path.suffix](traced_program(model), metadata, file)
+        begin("trace the model")
+        program = traced_program(model)
+        begin("write the file")
+        WRITERS[path.suffix](program, metadata, file)
+        begin("compare it with torch")
         exported = ExportedModel(file, trust_pt2=True)
         differences = compare_with_torch(model, exported, CHECKED_BATCHES, CHECKED_SIZES)
         differences += compare_with_torch(model, exported, (1,), real_sizes)
@@ -76,7 +82,9 @@ def export_model(
         if pictures is not None:
             float_file, file = file, Path(folder) / "int8" / path.name
             file.parent.mkdir()
+            begin("calibrate int8")
             QUANTIZERS[path.suffix](float_file, pictures, file)
+            begin("compare int8 with torch")
             agreeing = agreement(model, ExportedModel(file), image_processor, pictures)
             require_agreement(agreeing)
         files = []
