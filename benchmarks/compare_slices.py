@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from sap_detr_hf.data.dataset import DetectionData, load_detection_data, open_row_image
+from sap_detr_hf.data.dataset import DetectionData, load_detection_data
+from sap_detr_hf.data.samples import open_row_image
 from sap_detr_hf.environment import hardware_name, software_versions
 from sap_detr_hf.evaluation.evaluate import evaluate_detections, ground_truth
 from sap_detr_hf.evaluation.report import write_results

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from sap_detr_hf.data.checks import check_validation
-from sap_detr_hf.data.dataset import DetectionData, check_categories, load_detection_data
+from sap_detr_hf.data.classes import check_categories
+from sap_detr_hf.data.dataset import DetectionData, load_detection_data
 from sap_detr_hf.environment import hardware_name, software_versions
 from sap_detr_hf.evaluation.coco_metric import METRIC_NAMES
 from sap_detr_hf.evaluation.evaluate import evaluate_detections, ground_truth

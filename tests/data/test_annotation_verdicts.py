@@ -14,7 +14,8 @@ from project_scripts import load_script
 
 from sap_detr_hf import SapDetrImageProcessorPil
 from sap_detr_hf.data.checks import cheap_checks, check_validation
-from sap_detr_hf.data.dataset import DetectionRows, load_detection_data
+from sap_detr_hf.data.dataset import load_detection_data
+from sap_detr_hf.data.samples import DetectionRows
 from sap_detr_hf.evaluation.coco_metric import CocoMetric
 from sap_detr_hf.evaluation.evaluate import ground_truth
 from sap_detr_hf.inference.sources import InputImages

@@ -12,7 +12,8 @@ from PIL import Image
 from project_scripts import load_script
 
 from sap_detr_hf.data.checks import full_checks
-from sap_detr_hf.data.dataset import class_indices, load_detection_data
+from sap_detr_hf.data.classes import class_indices
+from sap_detr_hf.data.dataset import load_detection_data
 
 NAMES = {3: "cat", 8: "no", 9: "never drawn"}  # in YAML, a bare `no` is false
 IMAGES = {"one.png": 5, "deep/two.jpg": 6, "deep/two.png": 11}

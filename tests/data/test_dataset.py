@@ -18,14 +18,9 @@ from torchvision.transforms import v2
 from sap_detr_hf import SapDetrImageProcessor, SapDetrImageProcessorPil
 from sap_detr_hf.data import sources as detection_sources
 from sap_detr_hf.data.augmentation import make_augmentation
-from sap_detr_hf.data.dataset import (
-    DetectionRows,
-    DetectionStream,
-    check_categories,
-    class_indices,
-    collate,
-    load_detection_data,
-)
+from sap_detr_hf.data.classes import check_categories, class_indices
+from sap_detr_hf.data.dataset import load_detection_data
+from sap_detr_hf.data.samples import DetectionRows, DetectionStream, collate
 from sap_detr_hf.demo.digits import make_digits
 from sap_detr_hf.evaluation.evaluate import EvaluationImages
 

@@ -15,7 +15,9 @@ from tiny_training import run_here, write_recipe
 
 from sap_detr_hf import SapDetrImageProcessorPil
 from sap_detr_hf.data.checks import cheap_checks, full_checks
-from sap_detr_hf.data.dataset import DetectionRows, class_indices, collate, load_detection_data
+from sap_detr_hf.data.classes import class_indices
+from sap_detr_hf.data.dataset import load_detection_data
+from sap_detr_hf.data.samples import DetectionRows, collate
 from sap_detr_hf.evaluation.coco_metric import METRIC_NAMES, CocoMetric
 from sap_detr_hf.evaluation.evaluate import ground_truth
 

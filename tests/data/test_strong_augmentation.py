@@ -12,7 +12,8 @@ from two_rectangles import BOXES, picture, target, visible_box
 from sap_detr_hf import SapDetrImageProcessorPil
 from sap_detr_hf.data import strong_augmentation
 from sap_detr_hf.data.augmentation import make_augmentation, sample_randomness
-from sap_detr_hf.data.dataset import DetectionRows, DetectionStream, load_detection_data
+from sap_detr_hf.data.dataset import load_detection_data
+from sap_detr_hf.data.samples import DetectionRows, DetectionStream
 from sap_detr_hf.data.strong_augmentation import StrongAugmentation, jitter, mixup, mosaic
 from sap_detr_hf.demo.digits import make_digits
 

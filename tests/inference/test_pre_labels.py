@@ -13,7 +13,8 @@ from tiny_model import tiny_model
 
 from sap_detr_hf import SapDetrImageProcessorPil
 from sap_detr_hf.data.checks import full_checks
-from sap_detr_hf.data.dataset import check_categories, load_detection_data
+from sap_detr_hf.data.classes import check_categories
+from sap_detr_hf.data.dataset import load_detection_data
 
 CATEGORY_IDS = [3, 5, 7, 9, 11, 13]
 NAMES = ["ant", "bee", "cat", "dog", "elk", "fox"]

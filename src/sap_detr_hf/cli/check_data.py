@@ -8,7 +8,8 @@ from transformers import AutoConfig
 from sap_detr_cli.settings.check_data import CheckDataSettings
 
 from ..data.checks import category_conflicts, cheap_checks, full_checks
-from ..data.dataset import check_categories, load_detection_data
+from ..data.classes import check_categories
+from ..data.dataset import load_detection_data
 from ..weights.pretrained import readable_model
 
 

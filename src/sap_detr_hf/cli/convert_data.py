@@ -11,8 +11,9 @@ from sap_detr_cli.settings.convert_data import DataConversionSettings
 
 from ..data.annotation_writer import WRITERS, AnnotatedImage, stored_name
 from ..data.checks import category_conflicts, cheap_checks
-from ..data.dataset import DetectionData, image_source, load_detection_data
+from ..data.dataset import DetectionData, load_detection_data
 from ..data.findings import ERRORS
+from ..data.samples import image_source
 from ..files import require_new_folder
 
 

@@ -8,7 +8,8 @@ from transformers import AutoImageProcessor
 from sap_detr_cli.settings.show_data import ShowDataSettings
 
 from ..data.augmentation import make_augmentation
-from ..data.dataset import DetectionRows, load_detection_data
+from ..data.dataset import load_detection_data
+from ..data.samples import DetectionRows
 from ..drawing import contact_sheet, draw_sample
 from ..files import prepare_folder
 from ..model.image_processing_pil_sap_detr import SapDetrImageProcessorPil

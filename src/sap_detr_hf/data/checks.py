@@ -13,9 +13,10 @@ import pyarrow.compute as pc
 from tqdm import tqdm
 
 from ..model.image_files import open_image, upright_size
-from .dataset import DetectionData, image_name, image_source
+from .dataset import DetectionData
 from .findings import ERRORS, WARNINGS, Boxes, Findings, check_boxes, check_image_ids, label_origins
 from .image_paths import file_names
+from .samples import image_name, image_source
 
 ROWS_AT_ONCE = 10_000
 IMAGES_AT_ONCE = 200

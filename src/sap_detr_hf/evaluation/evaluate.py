@@ -14,7 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from ..data.dataset import DetectionData, collate, image_name, open_row_image
+from ..data.dataset import DetectionData
+from ..data.samples import collate, image_name, open_row_image
 from ..distributed import all_processes_together
 from ..evaluation_mode import evaluation_mode
 from ..inference.detector import Detector, SalientDetections, plan_batches, prepare_image, prepared_size

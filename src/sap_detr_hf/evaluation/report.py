@@ -19,7 +19,9 @@ from torchvision.ops import box_convert
 from sap_detr_cli.settings.evaluate import EvaluationSettings
 
 from ..data.checks import check_validation
-from ..data.dataset import DetectionData, check_categories, load_detection_data, open_row_image
+from ..data.classes import check_categories
+from ..data.dataset import DetectionData, load_detection_data
+from ..data.samples import open_row_image
 from ..distributed import all_processes_together
 from ..drawing import contact_sheet, draw_detections
 from ..environment import hardware_name, software_versions, tf32_settings

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from ..data.dataset import DetectionRows, collate
+from ..data.samples import DetectionRows, collate
 
 
 def epoch_batches(

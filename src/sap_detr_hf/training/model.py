@@ -12,7 +12,8 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from sap_detr_cli.settings.train import TrainingSettings
 
-from ..data.dataset import DetectionData, check_categories
+from ..data.classes import check_categories
+from ..data.dataset import DetectionData
 from ..distributed import say
 from ..evaluation_mode import evaluation_mode
 from ..model.detector_configuration import check_field_names

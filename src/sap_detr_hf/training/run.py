@@ -30,7 +30,9 @@ from sap_detr_cli.settings.train import TrainingSettings
 
 from ..data.augmentation import make_augmentation
 from ..data.checks import category_conflicts, cheap_checks, check_validation
-from ..data.dataset import DetectionData, DetectionRows, check_categories, load_detection_data
+from ..data.classes import check_categories
+from ..data.dataset import DetectionData, load_detection_data
+from ..data.samples import DetectionRows
 from ..distributed import all_processes_together
 from ..evaluation.coco_metric import GroundTruth
 from ..evaluation.evaluate import ground_truth
