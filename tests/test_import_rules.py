@@ -1,4 +1,4 @@
-"""Which room of the package may import which; imports within functions count too."""
+"""Which folder of the package may import which; imports within functions count too."""
 
 import ast
 import sys
@@ -22,7 +22,7 @@ MAY_IMPORT = {
 }
 FREE = {"cli", "demo"}  # may import everything
 SMALL = {path.stem for path in (SOURCE / "sap_detr_hf").glob("[!_]*.py")}
-"""Modules beside the rooms: all but `model` may import them, and they import no room."""
+"""Modules beside the folders: all but `model` may import them, and they import no folder."""
 
 KNOWN: dict[tuple[str, str], str] = {}
 """Imports that the table does not allow yet, with the reason."""
@@ -46,41 +46,41 @@ def imports(package: str) -> set[tuple[str, str]]:
     return found
 
 
-def room_of(module: str) -> str:
+def folder_of(module: str) -> str:
     return module.split(".")[0]
 
 
-def between_rooms() -> set[tuple[str, str]]:
-    """The imports of one room's module from another room, without those in [`KNOWN`]."""
-    inside = {(m, t.partition(".")[2]) for m, t in imports("sap_detr_hf") if room_of(t) == "sap_detr_hf"}
-    return {pair for pair in inside if room_of(pair[0]) != room_of(pair[1])} - KNOWN.keys()
+def between_folders() -> set[tuple[str, str]]:
+    """The imports of one folder's module from another folder, without those in [`KNOWN`]."""
+    inside = {(m, t.partition(".")[2]) for m, t in imports("sap_detr_hf") if folder_of(t) == "sap_detr_hf"}
+    return {pair for pair in inside if folder_of(pair[0]) != folder_of(pair[1])} - KNOWN.keys()
 
 
 def is_allowed(module: str, target: str) -> bool:
-    room, other = room_of(module), room_of(target)
-    if room in SMALL or other in SMALL:
-        return other in SMALL and room != "model"
-    return room in FREE or any(f"{target}.".startswith(f"{name}.") for name in MAY_IMPORT[room])
+    folder, other = folder_of(module), folder_of(target)
+    if folder in SMALL or other in SMALL:
+        return other in SMALL and folder != "model"
+    return folder in FREE or any(f"{target}.".startswith(f"{name}.") for name in MAY_IMPORT[folder])
 
 
-def test_rooms_import_what_the_table_allows():
-    assert len(between_rooms()) > 50
-    assert {pair for pair in between_rooms() if not is_allowed(*pair)} == set()
+def test_folders_import_what_the_table_allows():
+    assert len(between_folders()) > 50
+    assert {pair for pair in between_folders() if not is_allowed(*pair)} == set()
 
 
 def test_the_package_stands_alone():
-    outside = {(room_of(module), room_of(target)) for module, target in imports("sap_detr_hf")}
+    outside = {(folder_of(module), folder_of(target)) for module, target in imports("sap_detr_hf")}
     assert ("model", "sap_detr_cli") not in outside, "it would have to travel to the Hub"
     assert not {target for _, target in outside} & {"benchmarks", "scripts", "tests"}
 
 
-def test_no_cycles_between_rooms():
+def test_no_cycles_between_folders():
     graph: dict[str, set[str]] = {}
-    for module, target in between_rooms():
-        graph.setdefault(room_of(module), set()).add(room_of(target))
+    for module, target in between_folders():
+        graph.setdefault(folder_of(module), set()).add(folder_of(target))
     TopologicalSorter(graph).prepare()  # raises CycleError
 
 
 def test_the_command_line_imports_nothing_heavy():
-    targets = {room_of(target) for _, target in imports("sap_detr_cli")} - set(sys.stdlib_module_names)
+    targets = {folder_of(target) for _, target in imports("sap_detr_cli")} - set(sys.stdlib_module_names)
     assert targets <= {"sap_detr_cli", "yaml"}

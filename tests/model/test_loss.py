@@ -324,5 +324,5 @@ def test_a_loss_without_a_coefficient_is_refused():
     names = ("loss_ce", "loss_bbox", "loss_giou", "loss_ce_obj", "loss_inner", "class_error")
     losses = {name: torch.ones(2) for name in names}
     assert float(weighted_sum(losses, SapDetrConfig())) == 2 * (1 + 5 + 2 + 1 + 2)
-    with pytest.raises(ValueError, match="loss_diou: a loss without a coefficient"):
-        weighted_sum({**losses, "loss_diou": torch.ones(2)}, SapDetrConfig())
+    with pytest.raises(ValueError, match="loss_unknown: a loss without a coefficient"):
+        weighted_sum({**losses, "loss_unknown": torch.ones(2)}, SapDetrConfig())

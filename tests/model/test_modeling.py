@@ -1,12 +1,14 @@
 """Invariants of the model: precision, padding, attention implementations, compilation, saving, initial weights."""
 
 import math
+from dataclasses import fields
 
 import pytest
 import torch
 from tiny_model import TINY_BACKBONE, tiny_config, tiny_inputs, tiny_labels, tiny_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from transformers import PreTrainedConfig
 
 from sap_detr_hf import SapDetrConfig, SapDetrForObjectDetection, SapDetrModel
 from sap_detr_hf.model.backbone import SapDetrFrozenBatchNorm2d
@@ -437,6 +439,15 @@ def _signature(**change):
     got = model(*tiny_inputs(), labels=labels)
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     return sum(p.numel() for p in model.parameters()), frozen, round(float(got.loss.detach()), 4)
+
+
+def test_changes_name_every_field():
+    own = {field.name for field in fields(SapDetrConfig)} - {field.name for field in fields(PreTrainedConfig)}
+    # Tested beside their code: test_corrections.py, test_groups.py, test_denoising.py; or without effect on a loss.
+    elsewhere = {"point_start", "head_points", "num_groups", "group_content", "num_channels", "num_queries"}
+    elsewhere |= {name for name in own if name.startswith("denoising_")}
+    elsewhere |= {"inference_only", "category_ids", "tie_word_embeddings"}
+    assert own - CHANGES.keys() - elsewhere == set()
 
 
 @pytest.mark.parametrize("field", CHANGES)

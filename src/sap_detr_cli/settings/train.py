@@ -58,9 +58,9 @@ class TrainingSettings(Settings):
         Variant | None,
         "model to train from scratch: a published one, one with query groups or denoising, or SAP-DINO-DETR (dino-...)",
     ] = None
-    model_overrides: Annotated[dict[str, Any], "SapDetrConfig fields to change, for instance {dropout: 0.1}"] = field(
-        default_factory=dict
-    )
+    model_overrides: Annotated[
+        dict[str, Any], "fields of the model's configuration to change, for instance {dropout: 0.1}"
+    ] = field(default_factory=dict)
     backbone_weights: Annotated[str | None, "ImageNet weights of the backbone: a file or Hub id"] = None
     freeze: Annotated[list[str], "name prefixes of parameters that are not trained, for instance [model.backbone]"] = (
         field(default_factory=list)

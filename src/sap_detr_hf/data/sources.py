@@ -91,7 +91,7 @@ def read_columns(
     """Rows and categories (id -> name) of a saved data set, a folder of parquet files or a data set on the Hub.
 
     The images' bytes stay where they are; only the columns beside them are rewritten where they differ. The third
-    result are the faults of rows; a streamed row raises a ValueError when its turn comes.
+    result holds the faults of rows; a streamed row raises a ValueError when it is read.
     """
     source = f'{data}, split "{split}"'
     dataset = _open_dataset(data, split, cache_dir, streaming)

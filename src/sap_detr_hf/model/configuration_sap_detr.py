@@ -96,7 +96,7 @@ class SapDetrConfig(DetectorConfigMixin, PreTrainedConfig):
             How far, in halves of its box, a positive's point lies from the center at most; 1 is anywhere in the box.
         denoising_box_noise (`float`, defaults to 0.4): How far, in halves of its box, a corner moves at most.
         denoising_outside_share (`float`, defaults to 0.5):
-            Share of negatives with a point outside the box; the others have sides that are more wrong.
+            Share of negatives with a point outside the box; the others have larger errors in their sides.
         denoising_loss_coefficient (`float`, defaults to 1.0): Coefficient of all denoising losses.
         d_model (`int`, defaults to 256): Width of encoder, decoder and heads; a multiple of 4 and of the head counts.
         encoder_layers, decoder_layers (`int`, defaults to 6): Depths.

@@ -30,7 +30,7 @@ from .loss import (
     weighted_sum,
 )
 
-# Which uniform numbers of a query's noise are for what
+# How many uniform random numbers each kind of noise takes, in this order
 NOISE_WIDTHS = {"flip": 1, "label": 1, "point": 2, "sign": 4, "magnitude": 4, "kind": 1, "axis": 1, "side": 1,
                 "distance": 1, "first_box": 1}  # fmt: skip
 SMALLEST_SIDE = 1e-3
@@ -79,7 +79,7 @@ def denoising_queries(
     config: SapDetrConfig,
     noise: torch.Tensor | None = None,
 ) -> DenoisingQueries:
-    """Make the denoising queries of a batch, on its device and without looking at a value.
+    """Make the denoising queries of a batch, on its device and without a synchronization.
 
     Args:
         labels: see `sap_detr_loss`.

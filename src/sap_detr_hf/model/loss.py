@@ -179,7 +179,7 @@ def class_loss_of_negatives(logits: torch.Tensor, config: SapDetrConfig) -> torc
     """Elementwise class loss of the target 0; see [`class_loss`]."""
     probability = logits.sigmoid()
     if config.class_loss == "varifocal":
-        probability = probability.detach()  # there a weight
+        probability = probability.detach()  # only a weight, see `class_loss`
     return (1 - config.focal_alpha) * probability**config.focal_gamma * nn.functional.softplus(logits)
 
 
@@ -205,7 +205,7 @@ def class_loss(
 
 
 def class_loss_at_target(logits: torch.Tensor, iou: torch.Tensor, config: SapDetrConfig) -> torch.Tensor:
-    """Elementwise class loss of the true class, less that of the target 0, which counts everywhere."""
+    """Elementwise class loss of the true class, minus its loss as a negative, which [`class_loss`] adds everywhere."""
     if config.class_loss == "varifocal":
         quality = iou.detach()
         positive = quality * (nn.functional.softplus(logits) - logits * quality)
@@ -231,7 +231,7 @@ def normalizer(labels: list[dict[str, torch.Tensor]], device: torch.device) -> t
         from accelerate import PartialState
         from accelerate.utils import reduce
 
-        if PartialState._shared_state:  # somebody set up processes
+        if PartialState._shared_state:  # Accelerate is in use
             total = reduce(total, reduction="sum") / PartialState().num_processes
     return total.clamp(min=1)
 
@@ -267,13 +267,13 @@ def layer_losses(
 
 
 def box_losses(corners: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """IoU of boxes x1, y1, x2, y2 (..., 4) with their targets, and what the boxes cost, elementwise (...)."""
+    """IoU (...) of boxes x1, y1, x2, y2 (..., 4) with their targets, and the elementwise losses (...) by name."""
     iou, giou = iou_and_giou(corners, targets)
     return iou, {"loss_bbox": (corners - targets).abs().sum(-1), "loss_giou": 1 - giou}
 
 
 def inner_losses(points: torch.Tensor, corners: torch.Tensor, config: SapDetrConfig) -> dict[str, torch.Tensor]:
-    """What points x, y (..., 2) cost that should lie in boxes x1, y1, x2, y2 (..., 4), elementwise.
+    """Elementwise losses (...) by name of points x, y (..., 2) that should lie in boxes x1, y1, x2, y2 (..., 4).
 
     `step` is 1 outside. `distance` is z / (1 + z) with z the distance from the box in box sizes, added over both axes:
     it has a gradient, and is bounded because the border of its cell can keep a point from ever reaching its box. It
@@ -289,7 +289,7 @@ def inner_losses(points: torch.Tensor, corners: torch.Tensor, config: SapDetrCon
 
 
 def class_error(matched_logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-    """Percent of matched queries whose best class is wrong, (D, S, K) and (D, S) -> (D,); 100 without any."""
+    """Percent of matched queries whose best class is wrong, (D, S, K) and (D, S) -> (D,); 100 if none is matched."""
     right = (matched_logits.argmax(-1) == classes).sum(1)
     return 100 - 100 * right / max(classes.shape[1], 1)
 
@@ -309,15 +309,15 @@ def sap_detr_loss(
     Args:
         logits: (layers, batch, queries, classes), the last layer last; the others likewise.
         labels: one dict per image with `class_labels` (n,) and `boxes` (n, 4) center x, center y, width, height in
-            [0, 1] of the valid image; `image_id` if errors shall name it. Images without boxes are fine.
+            [0, 1] of the valid image; error messages name its `image_id`, if it has one. Images may have no boxes.
         pred_boxes: (layers, batch, queries, 4) as center x, center y, width, height.
         pred_points: (layers, batch, queries, 2).
         pred_objectness: (layers, batch, queries, 1) logits.
         config: coefficients.
-        num_boxes: what all sums are divided by, where the caller knows better (gradient accumulation). By default the
-            boxes in the batch of all processes / number of processes, at least 1.
-        num_groups: groups of equally many queries, one behind the other. Each is matched by itself, and all values are
-            means over the groups; `class_error` is the first group's.
+        num_boxes: divisor of all sums. By default the boxes in the batch of all processes / number of processes, at
+            least 1; gradient accumulation passes that of its whole step.
+        num_groups: consecutive groups of equally many queries. Each is matched by itself, and all values are means over
+            the groups; `class_error` is the first group's.
 
     Returns:
         The weighted sum over all layers, and the unweighted, detached values: `loss_ce`, `loss_bbox`, `loss_giou`,
@@ -351,7 +351,7 @@ def layer_predictions(
     *,
     num_groups: int = 1,
 ) -> LayerPredictions:
-    """A model's outputs as the loss takes them; groups of queries become further layers, (D * G, B, N, ·)."""
+    """A model's outputs in float32; groups of queries become further layers, (D * G, B, N, ·)."""
     tensors = (logits, pred_boxes, pred_points, pred_objectness.squeeze(-1))
     return LayerPredictions(
         *(each.float().unflatten(2, (num_groups, -1)).transpose(1, 2).flatten(0, 1) for each in tensors)
@@ -365,7 +365,7 @@ def check_labels(labels: list[dict[str, torch.Tensor]], images: int) -> None:
 
 
 def weighted_sum(losses: dict[str, torch.Tensor], config: SapDetrConfig) -> torch.Tensor:
-    """The losses (D,) times their coefficients, added over losses and layers.
+    """Multiply the losses (D,) by their coefficients and add them over losses and layers.
 
     Raises:
         ValueError: a loss has no coefficient, so that nothing would learn from it.
@@ -379,7 +379,7 @@ def weighted_sum(losses: dict[str, torch.Tensor], config: SapDetrConfig) -> torc
     }
     if forgotten := losses.keys() - weights.keys() - REPORTED_ONLY:
         raise ValueError(f"{', '.join(sorted(forgotten))}: a loss without a coefficient in `weighted_sum`.")
-    return torch.stack([weight * losses[name].sum() for name, weight in weights.items()]).sum()
+    return torch.stack([weight * losses[name].sum() for name, weight in weights.items() if name in losses]).sum()
 
 
 def named_by_layer(losses: dict[str, torch.Tensor], suffix: str = "") -> dict[str, torch.Tensor]:

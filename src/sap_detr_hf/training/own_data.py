@@ -45,7 +45,7 @@ DETECTORS = {
     "r50-plus": "IDEA-Research/dab-detr-resnet-50",
 }
 STARTS = ("model", "init_from", "variant")
-MUCH_MEMORY = 16  # GiB of a GPU from which on a feature pyramid trains at a useful batch
+MUCH_MEMORY = 16  # GiB of GPU memory that a feature pyramid needs to train with a useful batch size
 SMALL_BOX = 32  # pixels: smaller than a cell of the single feature map of SAP-DETR
 LEGIBLE_BOX = 16  # pixels: two tokens of the finest level of a pyramid
 ROOM_FOR_QUERIES = 1.5  # queries to a box of the fullest image: some compete for an object, others see nothing

@@ -28,7 +28,12 @@ except ImportError:  # Windows
 METRICS_FILE = "metrics.jsonl"
 # no drawn bar: the values need the space
 BAR = "{percentage:3.0f}% {n_fmt}/{total_fmt} {elapsed}<{remaining}{postfix}"
-PANELS = {
+SHORT_NAMES = {  # of the progress line
+    "loss": "loss", "loss_ce": "class", "loss_bbox": "box", "loss_giou": "giou", "loss_ce_obj": "obj",
+    "loss_inner": "inner", "loss_ce_dn": "class dn", "loss_bbox_dn": "box dn", "loss_giou_dn": "giou dn",
+    "learning_rate": "rate", "gradient_norm": "grad", "images_per_second": "images/s", "memory_gib": "GiB",
+}  # fmt: skip
+PANELS = {  # of curves.png
     "loss": ["loss"],
     "loss parts of the last layer": ["loss_ce", "loss_bbox", "loss_giou", "loss_ce_obj"],
     "gradient norm and learning rate": ["gradient_norm", "learning_rate"],
@@ -150,10 +155,4 @@ def memory_gib(device: torch.device) -> float:
 
 
 def _short(values: dict[str, float]) -> str:
-    names = {
-        "loss": "loss", "loss_ce": "class", "loss_bbox": "box", "loss_giou": "giou", "loss_ce_obj": "obj",
-        "loss_inner": "inner", "loss_ce_dn": "class dn", "loss_bbox_dn": "box dn", "loss_giou_dn": "giou dn",
-        "learning_rate": "rate", "gradient_norm": "grad", "images_per_second": "images/s",
-        "memory_gib": "GiB",
-    }  # fmt: skip
-    return "  ".join(f"{short} {values[name]:.3g}" for name, short in names.items() if name in values)
+    return "  ".join(f"{short} {values[name]:.3g}" for name, short in SHORT_NAMES.items() if name in values)

@@ -18,8 +18,8 @@ class WarmStartSource:
 
     Args:
         backbone: what their backbone's names begin with.
-        rules: (pattern of ours, their name, factor). The first pattern that matches a whole name counts. A query of the
-            cross-attention is scaled by the root of d / H here three times, there twice or once: the factor evens it.
+        rules: (pattern of ours, their name, factor). The first pattern that matches a whole name counts. Our cross-
+            attention divides by sqrt(3 d / H), theirs by sqrt(2 d / H) or sqrt(d / H): the factor compensates.
         fields: of our configuration: a field of theirs by its name, or a value.
         model_type: of the model that starts from them.
         constant_position_scale: whether their content does not scale the encoder's positions: the scale of ours then
