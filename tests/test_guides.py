@@ -82,7 +82,7 @@ def test_fine_tuning_guide_runs(workplace, monkeypatch, capsys):
         "evaluation/worst",
         "predicted/detections.jsonl",
         "explained/explanation.png",
-        "runs/mine.onnx",
+        "mine.onnx",
     ):
         assert (workplace / left).exists(), left
 

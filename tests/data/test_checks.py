@@ -128,7 +128,7 @@ def test_category_without_a_name(tmp_path, check_data, capsys):
     write(tmp_path, GOOD, categories=[{"id": 1}])
     assert check_data([str(tmp_path), "--split", "train"]) == 1
     printed = capsys.readouterr().out
-    assert "error: malformed category: 1" in printed
+    assert "error: 1 x malformed category (" in printed
     assert 'category {"id": 1}: name is missing' in printed
 
 
@@ -161,7 +161,7 @@ def test_problems_of_images(tmp_path):
     assert "c.jpg (image id 3): 61 x 40, annotated 60 x 40" in report.examples["wrong size"][0]
     assert "d.jpg (image id 4): 40 x 60 when upright" in report.examples["wrong size"][1]
     assert "e.jpg (image id 5)" in report.examples["EXIF-rotated image"][0]
-    with pytest.raises(ValueError, match=r"cannot be trained on or evaluated: missing image .*a\.jpg.*wrong size"):
+    with pytest.raises(ValueError, match=r"cannot be trained on or evaluated: 1 x missing image .*a\.jpg.*wrong size"):
         report.raise_on_errors()
 
 
@@ -224,7 +224,7 @@ def test_script_passes_with_warnings_unless_strict(tmp_path, check_data, capsys)
     folder = write(tmp_path, [*GOOD, (1, 1, [5, 5, 0, 10])])
     arguments = [str(folder), "--split", "train", "--fast"]
     assert check_data(arguments) == 0
-    assert "warning: zero-area box: 1" in capsys.readouterr().out
+    assert "warning: 1 x zero-area box (" in capsys.readouterr().out
     assert check_data([*arguments, "--strict"]) == 1
 
 

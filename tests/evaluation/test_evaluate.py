@@ -459,7 +459,7 @@ def lose_a_weight(coco_dir, model_dir):
     [
         (rename_category, [], ["Category 3", "zebra", "green"]),
         (add_category, [], ["Category 77", "giraffe"]),
-        (remove_images, [], ["missing image", "2, e.g.", "993.png (image id 993)"]),
+        (remove_images, [], ["2 x missing image", "e.g.", "993.png (image id 993)"]),
         (remove_model_config, [], ["is not a model directory", "config.json"]),
         (remove_weights, [], ["cannot be loaded: "]),
         (lose_a_weight, [], ["lacks 1 weights of its model"]),

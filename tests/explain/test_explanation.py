@@ -165,7 +165,7 @@ def test_the_model_is_left_as_it_was(model, image):
 def test_what_is_not_there_is_refused(model, image):
     for options, message in (
         ({"detection": -1}, "no detection -1"),
-        ({"threshold": 1.0}, "has 0 above the score 1.0"),
+        ({"threshold": 1.0}, "No detection has a score above 1.0"),
         ({"query": 20}, "the queries 0 to 19"),
         ({"layer": 3}, "the decoder layers 0 to 2"),
     ):
@@ -298,7 +298,7 @@ def test_script_refuses_what_it_cannot_use(model_dir, image, tmp_path, capsys, m
         ((model_dir, tmp_path / "absent.png"), "absent.png"),
         ((tmp_path, photo), "no config.json"),
         ((model_dir, photo, "--device", "cuda"), "device is cuda, but PyTorch finds no CUDA device"),
-        ((model_dir, photo, "--threshold", 1), "has 0 above the score"),
+        ((model_dir, photo, "--threshold", 1), "No detection has a score above"),
         ((model_dir, photo, "--annotations", tmp_path / "val.json"), "lists 0 images named photo.png"),
         ((model_dir, photo, "--annotations", tmp_path / "bad.json"), "is not COCO JSON"),
         ((model_dir, photo, "--annotations", tmp_path / "none.json"), "none.json"),

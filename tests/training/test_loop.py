@@ -238,8 +238,7 @@ def test_fine_tuning_with_other_classes(digits, tmp_path, capfd):
     assert all(torch.equal(source[name], renewed[name]) for name in kept)
 
     recipe = write_recipe(tmp_path / "two.yaml", **changed_annotations(digits, "two", two_classes), **tuning)
-    freeze = ("--freeze", "[model.backbone]")
-    assert run_here(recipe, "--output_dir", tmp_path / "two", *wanted, *freeze) == 0
+    assert run_here(recipe, "--output_dir", tmp_path / "two", *wanted, "--freeze", "[model.backbone]") == 0
     model = AutoModelForObjectDetection.from_pretrained(tmp_path / "two")
     assert model.config.category_ids == [30, 70]
     assert model.config.id2label == {0: "low", 1: "high"}
@@ -285,6 +284,7 @@ def test_refusals_before_the_first_step(digits, tmp_path, capfd):
 
     assert "change one of them" in message("--effective_batch", "3")
     assert "model.backbone" in message("--freeze", "[backbone]")
+    assert "would keep the random weights of the backbone" in message("--freeze", "[model.backbone]")
     assert "fewer than one effective batch" in message("--effective_batch", "16", "--drop_last", "true")
     assert "There is no checkpoint" in message("--resume", tmp_path / "none.pt")
     assert "nowhere" in message("--data", tmp_path / "nowhere")

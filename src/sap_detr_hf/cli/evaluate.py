@@ -16,7 +16,7 @@ def run(settings: EvaluationSettings) -> int:
     logging.getLogger("transformers").setLevel(logging.ERROR if is_main else logging.CRITICAL)
     results = evaluate_model(settings, command=settings.command)
     if is_main:
-        print(f"{class_table(results['per_class'])}\n\n{metrics_table(results['metrics'])}\n")
+        print(f"AP and AR in per cent:\n\n{class_table(results['per_class'])}\n\n{metrics_table(results['metrics'])}\n")
         best = results["best_threshold"]
         if best:
             shown = ", ".join(f"{name} {value:.2f}" for name, value in best.items())

@@ -1,9 +1,11 @@
-"""Explain a detection and list all detections of the image."""
+"""Explain a detection and list the best detections of the image."""
 
 from sap_detr_cli.settings.explain import ExplanationSettings
 
 from ..explain.report import explain_image
 from . import silence_transformers
+
+LISTED = 10  # detections
 
 
 def run(settings: ExplanationSettings) -> int:
@@ -11,7 +13,10 @@ def run(settings: ExplanationSettings) -> int:
     silence_transformers()
     explanation = explain_image(settings)
     found = explanation.detections
-    for rank, (label, score) in enumerate(zip(found.labels, found.scores.tolist(), strict=True)):
-        print(f"detection {rank}: {label} {score:.3f}, query {int(found.queries[rank])}")
+    best = list(zip(found.labels, found.scores.tolist(), found.queries.tolist(), strict=True))[:LISTED]
+    for rank, (label, score, query) in enumerate(best):
+        print(f"detection {rank}: {label} {score:.3f}, query {query}")
+    if len(found) > LISTED:
+        print(f"and {len(found) - LISTED} more")
     print(f"explained: query {explanation.query} as {explanation.label}; figures: {settings.output}")
     return 0

@@ -20,5 +20,8 @@ def run(settings: TrainingSettings) -> int:
     except TrainingFailed as error:
         return fail(error, 1)
     if main_process:
-        print("  ".join(f"{name} {value}" for name, value in result.items()))
+        print("  ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in result.items()))
+        if result["status"] != "interrupted":
+            folder = settings.output_dir
+            print(f"model: {folder}. Next: sap-detr evaluate {folder} {settings.data} --output evaluation")
     return 0

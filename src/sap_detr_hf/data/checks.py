@@ -70,7 +70,7 @@ class DataReport(Findings):
         lines += [f"    {name:<{width}} {count:>9}" for name, count in self.boxes_per_category.items()]
         for title, kinds, known in (("error", self.errors, ERRORS), ("warning", self.warnings, WARNINGS)):
             for kind, count in kinds.items():
-                lines.append(f"  {title}: {kind}: {count} ({known[kind]})")
+                lines.append(f"  {title}: {count} x {kind} ({known[kind]})")
                 lines += [f"      {example}" for example in self.examples[kind][:examples]]
         if not self.counts:
             lines.append("  no problems found")

@@ -106,7 +106,7 @@ class Findings:
         """Raise a ValueError in one sentence where there is an error of these kinds."""
         found = [kind for kind in self.errors if kind in kinds]
         if found:
-            lines = [f"{kind} ({ERRORS[kind]}): {self.counts[kind]}, e.g. {self.examples[kind][0]}" for kind in found]
+            lines = [f"{self.counts[kind]} x {kind} ({ERRORS[kind]}), e.g. {self.examples[kind][0]}" for kind in found]
             raise ValueError(f"{source} cannot be {use}: " + "; ".join(lines) + ". `sap-detr check-data` lists all.")
 
 

@@ -1,5 +1,6 @@
 """Read detection rows from COCO JSON, label files, or data sets with the usual columns of the Hub."""
 
+import difflib
 import hashlib
 import json
 import os
@@ -27,8 +28,9 @@ from .coco import (
     standard_objects,
 )
 from .findings import Findings
-from .image_paths import annotation_names, find_images, matching_split
+from .image_paths import annotation_names, find_images, first_existing, matching_split
 from .label_files import LabelFiles
+from .yolo import YAML_NAMES
 
 SIZES = {"width": Value("int64"), "height": Value("int64")}
 OBJECTS = {
@@ -180,14 +182,20 @@ def _with_column(rows: datasets.Dataset, name: str, values: Sequence[Any]) -> da
 
 def _open_dataset(data: str, split: str, cache_dir: str | Path | None, streaming: bool) -> Any:
     folder = Path(data)
+    if not folder.exists() and (folder.is_absolute() or data.startswith((".", "~"))):  # no Hub id
+        near = difflib.get_close_matches(folder.name, [path.name for path in folder.parent.glob("*")], n=1)
+        raise FileNotFoundError(f"{data} does not exist" + (f": {folder.parent / near[0]}?" if near else "."))
     if folder.is_dir() and any((folder / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
         return _readable(data, lambda: _open_saved(data, split, streaming))
     if folder.is_dir() and not any(folder.rglob("*.parquet")):
         looked_for = ", ".join(annotation_names(split))
         others = [str(path) for path in sorted(folder.glob("*.json"))[:3]]
         advice = f" To use {' or '.join(others)}, name the file itself." if others else ""
+        if first_existing(folder.parent, YAML_NAMES):
+            advice = f" Its parent folder is a YOLO data set: name {folder.parent}."
         raise FileNotFoundError(
-            f'{data} has no split "{split}": there is no {looked_for} and no parquet file in it.{advice}'
+            f'{data} has no split "{split}": in it is no {looked_for}, no data.yaml (YOLO), no XML file (Pascal VOC) '
+            f"and no parquet file.{advice}"
         )
 
     def load() -> Any:

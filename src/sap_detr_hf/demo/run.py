@@ -17,7 +17,6 @@ from ..evaluation.report import evaluate_model
 from ..inference.detector import detect_with_points
 from ..model.image_files import open_image
 from ..training.loop import train
-from ..weights.backbone import packaged_backbone
 from .digits import make_digits
 
 PICTURES = 12
@@ -54,7 +53,7 @@ def run_demo(recipe: str | Path, output_dir: Path, train_images: int, val_images
     make_digits(output_dir / "digits", train=train_images, val=val_images, size=(size, size))
     lap("data")
     settings = {**read_recipe(recipe), "data": str(output_dir / "digits"), "output_dir": str(output_dir / "model")}
-    outcome = train(TrainingSettings(**{**settings, "backbone_weights": packaged_backbone(), **overrides}))
+    outcome = train(TrainingSettings(**{**settings, **overrides}))
     if outcome["status"] == "interrupted":
         raise InterruptedError("The training was stopped by a signal; run the demo again to start over.")
     lap("training")

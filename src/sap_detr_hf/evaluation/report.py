@@ -39,7 +39,7 @@ from .mistakes import MATCH_IOU, ThresholdCurve, count_mistakes, threshold_curve
 
 TABLE_COLUMNS = ("boxes", "AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR100")
 RECALLS = np.linspace(0, 1, 101)
-SHOWN_SCORE = 0.5  # the worst images are those with the most mistakes among detections of at least this score
+SHOWN_SCORE = 0.5  # from which on detections count as mistakes, if no score has a highest F1
 PREDICTIONS, CLASSES, PRECISION_RECALL, THRESHOLDS, MISTAKES, WORST, RESULTS, *_ = REPORT = (
     "predictions.json",
     "per_class.md",
@@ -155,7 +155,9 @@ def _write_report(
     write_results(output / MISTAKES, mistakes)
     results["errors"] = mistakes["from_threshold"]["counts"]
     if worst:
-        results["worst_images"] = draw_worst_images(output / WORST, data.dataset, evaluation.predictions, worst)
+        results["worst_images"] = draw_worst_images(
+            output / WORST, data.dataset, evaluation.predictions, worst, threshold
+        )
     # Last, so that a report with results.json is complete.
     write_results(output / RESULTS, results)
 
@@ -220,7 +222,7 @@ def plot_thresholds(path: str | os.PathLike, curve: ThresholdCurve) -> Figure:
 
 
 def draw_worst_images(
-    directory: str | os.PathLike, dataset: Any, predictions: CocoMetric, count: int
+    directory: str | os.PathLike, dataset: Any, predictions: CocoMetric, count: int, threshold: float
 ) -> list[dict[str, Any]]:
     """Draws the `count` images with the most mistakes, truth on the left and detections on the right.
 
@@ -228,6 +230,7 @@ def draw_worst_images(
         directory: is created; the images are called worst_01_image_{image id}.jpg and so on.
         dataset: rows as in `DetectionData.dataset`.
         predictions: of its images, with their truth.
+        threshold: lowest score of detections that are shown and counted.
 
     Returns:
         One dict per image: image_id, missed, false, file.
@@ -235,18 +238,18 @@ def draw_worst_images(
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     image_ids = list(dataset["image_id"])
-    mistakes = [count_mistakes(predictions, image_id, SHOWN_SCORE) for image_id in image_ids]
+    mistakes = [count_mistakes(predictions, image_id, threshold) for image_id in image_ids]
     worst = sorted(range(len(image_ids)), key=lambda i: (-sum(mistakes[i]), image_ids[i]))[:count]
     drawn = []
     for place, index in enumerate(worst, start=1):
-        picture = _truth_beside_detections(dataset[index], predictions)
+        picture = _truth_beside_detections(dataset[index], predictions, threshold)
         file = directory / f"worst_{place:02d}_image_{short_name(str(image_ids[index]))}.jpg"
         picture.save(file, quality=90)
         drawn.append({"image_id": image_ids[index], **mistakes[index]._asdict(), "file": file.name})
     return drawn
 
 
-def _truth_beside_detections(row: Mapping[str, Any], predictions: CocoMetric) -> Image.Image:
+def _truth_beside_detections(row: Mapping[str, Any], predictions: CocoMetric, threshold: float) -> Image.Image:
     image = open_row_image(dict(row))
     true = predictions.truth.of_image(row["image_id"])
     names = true.category_names
@@ -254,7 +257,7 @@ def _truth_beside_detections(row: Mapping[str, Any], predictions: CocoMetric) ->
         names[c] + " (crowd)" * bool(crowd) for c, crowd in zip(true.box_categories, true.crowd, strict=True)
     ]
     boxes, scores, categories = predictions.detections(row["image_id"])
-    shown = scores >= SHOWN_SCORE
+    shown = scores >= threshold
     labels = [names.get(int(category), str(category)) for category in categories[shown]]
     left = draw_detections(image, _corners(true.boxes), true_labels)
     right = draw_detections(image, _corners(boxes[shown]), labels, scores[shown])

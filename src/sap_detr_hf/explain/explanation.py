@@ -272,6 +272,8 @@ def _chosen(
         if not 0 <= query < len(logits):
             raise ValueError(f"query is {query}, but the model has the queries 0 to {len(logits) - 1}.")
         return query, int(logits[query].argmax())
+    if not len(detections):
+        raise ValueError(f"No detection has a score above {threshold}: lower the threshold, or choose a query.")
     if not 0 <= detection < len(detections):
         raise ValueError(
             f"There is no detection {detection}: the image has {len(detections)} above the score {threshold}, counted "

@@ -313,6 +313,8 @@ def read_results(path: str | os.PathLike) -> dict[str, Any]:
     """
     try:
         results = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"There is no {path}: `sap-detr evaluate` writes such a results.json.") from error
     except ValueError as error:  # of the encoding, too
         raise ValueError(f"{path} is not valid JSON: {error}.") from error
     if not isinstance(results, dict) or not results.keys() >= EVALUATION_KEYS:

@@ -1,5 +1,6 @@
 """Exported files that predict and evaluate in a model's place."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ def load_exported(settings: PredictionSettings | EvaluationSettings) -> tuple[Ex
     path = exported_file(settings.model)
     if path is None:
         return None
+    if Path(settings.model).is_dir():
+        print(f"{settings.model} is no saved model: the export in it, {path.name}, is used", file=sys.stderr)
     if settings.device == "cuda" or settings.dtype != "float32":
         raise ValueError(f"{path} runs on the CPU in float32: leave out --device and --dtype, or name a saved model.")
     model = ExportedModel(path, trust_pt2=settings.trust_pt2)

@@ -48,7 +48,27 @@ def build_model(settings: TrainingSettings, data: DetectionData) -> PreTrainedMo
         from ..weights.backbone import load_backbone_weights
 
         load_backbone_weights(model, settings.backbone_weights)
+    elif settings.variant:
+        check_random_backbone(model, settings)
     return prepare_to_train(model, settings)
+
+
+def check_random_backbone(model: PreTrainedModel, settings: TrainingSettings) -> None:
+    """Warn of constant BatchNorm in a backbone that starts from random weights.
+
+    Raises:
+        ValueError: `freeze` would keep all of its weights random.
+    """
+    if getattr(model.config.backbone_config, "use_pretrained_backbone", False):
+        return
+    advice = "give `backbone_weights` (a file or Hub id with ImageNet weights)"
+    if any("model.backbone.".startswith(f"{prefix.rstrip('.')}.") for prefix in settings.freeze):
+        raise ValueError(f"`freeze` = {settings.freeze} would keep the random weights of the backbone: {advice}.")
+    if model.config.freeze_backbone_batch_norm:
+        say(
+            "Warning: the backbone starts from random weights, with BatchNorm as constants, and learns very slowly: "
+            f"{advice}, or set freeze_backbone_batch_norm: false in `model_overrides`."
+        )
 
 
 def prepare_to_train(model: PreTrainedModel, settings: TrainingSettings) -> PreTrainedModel:

