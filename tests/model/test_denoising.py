@@ -94,6 +94,17 @@ def test_points_of_positives_lie_inside_and_of_outside_negatives_in_no_box(box_n
     assert away.max() <= 1 + 1e-4
 
 
+@pytest.mark.parametrize("outside", [0.0, 1.0])
+def test_points_fill_the_box_and_negatives_leave_it_by_every_side(outside):
+    _, queries = made((1,), 400, denoising_outside_share=outside)
+    low, high = queries.target_corners.chunk(2, dim=-1)
+    positive, negative = ((points - low) / (high - low) for points in queries.points.chunk(2, dim=1))
+    assert (positive.amin((0, 1)) < 0.03).all()
+    assert (positive.amax((0, 1)) > 0.97).all()
+    left = torch.stack([(negative < -1e-4).any(1), (negative > 1.0001).any(1)])
+    assert left.all() if outside else not left.any()
+
+
 def test_corners_move_by_the_noise_and_further_for_negatives():
     label = {"class_labels": torch.tensor([2]), "boxes": torch.tensor([[0.5, 0.5, 0.2, 0.2]])}
     _, queries = made(labels=[label], pairs=200, denoising_box_noise=0.4, denoising_outside_share=0.0,
@@ -131,7 +142,7 @@ def test_queries_see_their_own_round_only():
 @pytest.mark.parametrize("counts", [(0, 0), (1, 1), (9, 30)])
 def test_shapes_do_not_depend_on_the_boxes(counts):
     _, queries = made(counts)
-    shapes = {name: tuple(value.shape) for name, value in vars(queries).items()}
+    shapes = {name: tuple(value.shape) for name, value in vars(queries).items() if value is not None}
     assert shapes == {
         "content": (2, 14, 32), "points": (2, 14, 2), "sides": (2, 14, 4), "visible": (2, 1, 14, 14),
         "weights": (2, 14), "target_classes": (2, 7), "target_corners": (2, 7, 4),
@@ -237,9 +248,11 @@ def test_every_parameter_gets_a_gradient(counts):
     assert (model.denoising_class_embedding.weight.grad.abs().max() == 0) == (sum(counts) == 0)
 
 
-def test_losses_are_those_computed_by_hand():
+@pytest.mark.parametrize("inner_loss", ["step", "distance"])
+def test_losses_are_those_computed_by_hand(inner_loss):
     """From the model's own predictions of one image."""
-    model = noisy_model(auxiliary_loss=False)
+    model = noisy_model(auxiliary_loss=False, inner_loss=inner_loss)
+    model.model.decoder.point_heads[-1].layers[-1].bias.data += 12  # some points leave their boxes
     model.class_heads[-1].layers[-1].bias.data += 4  # so that negatives cost something
     model.objectness_head.bias.data += 4
     pixels, mask = tiny_inputs(((96, 128),))
@@ -270,7 +283,16 @@ def test_losses_are_those_computed_by_hand():
             distance = 1 - (p_object * iou + (1 - p_object) * (1 - iou))
             entropy = -(iou * p_object.log() + (1 - iou) * (1 - p_object).log())
             objectness += weight * float((0.25 * iou + 0.75 * (1 - iou)) * distance**2 * entropy)
-            inner += weight * float(points_outside(predictions["pred_points"][slot], queries.target_corners[0, slot]))
+            point = predictions["pred_points"][slot]
+            if inner_loss == "step":
+                inner += weight * float(points_outside(point, target))
+            else:
+                beyond = sum(
+                    float(max(target[i] - point[i], point[i] - target[i + 2], 0)) / float(target[i + 2] - target[i])
+                    for i in range(2)
+                )
+                inner += weight * beyond / (1 + beyond)
+    assert inner > 0
     assert float(got["loss_ce_dn"]) == pytest.approx(ce / 3, rel=1e-4)
     assert float(got["loss_bbox_dn"]) == pytest.approx(l1 / 3, rel=1e-4)
     assert float(got["loss_giou_dn"]) == pytest.approx(giou / 3, rel=1e-4)

@@ -197,6 +197,13 @@ def test_too_many_boxes_of_an_image_are_named():
         grouped()(*tiny_inputs(), labels=tiny_labels((21, 1)))
 
 
+def test_one_group_does_not_enter_the_code_of_groups(monkeypatch):
+    monkeypatch.setattr("sap_detr_hf.model.modeling_sap_detr.attend_apart", None)
+    model = tiny_model(num_groups=1).train()
+    model(*tiny_inputs(), labels=tiny_labels()).loss.backward()
+    assert model.model.query_groups is None
+
+
 def test_no_group_is_refused():
     with pytest.raises(Exception, match="`num_groups` = 0 must be at least 1"):
         SapDetrConfig(num_groups=0)

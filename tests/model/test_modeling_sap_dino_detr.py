@@ -1,6 +1,7 @@
 """Invariants of SAP-DINO-DETR: priors, cells, padding, gradients, sizes, precision, compilation, export, learning."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from transformers.modeling_outputs import BackboneOutput
 
 from sap_detr_hf import SapDinoDetrConfig, SapDinoDetrForObjectDetection
 from sap_detr_hf.evaluation.coco_metric import CocoMetric, GroundTruth
-from sap_detr_hf.model.denoising import denoising_queries
+from sap_detr_hf.model.denoising import denoising_queries, draw_noise
 from sap_detr_hf.model.image_processing_pil_sap_detr import SapDetrImageProcessorPil
 from sap_detr_hf.model.query_selection import StartQueries, with_denoising
 from sap_detr_hf.model.token_pyramid import token_pyramid
@@ -177,8 +178,13 @@ def test_who_learns_from_which_loss():
     model = tiny_dino(share_box_heads=False).train()
     got = model(*tiny_inputs(), labels=tiny_labels())
     selected = reached(model, got.encoder_pred_boxes.sum() + got.encoder_logits.sum())
-    assert {"model.selection.side_heads", "model.decoder.query_content"}.isdisjoint(selected)
     assert not any(name.startswith(("model.decoder.", "model.query_content")) for name in selected)
+    assert any(
+        name.startswith("model.selection.objectness_head.") for name in reached(model, got.encoder_objectness.sum())
+    )
+    for layer in (*got.auxiliary_outputs, got):
+        from_scores = reached(model, layer["logits"].sum() + layer["pred_objectness"].sum())
+        assert not any(name.startswith("model.selection.") for name in from_scores)
     for part in ("model.selection.side_head.", "model.selection.point_head.", "model.selection.class_head."):
         assert any(name.startswith(part) for name in selected), part
     assert any(name.startswith("model.encoder.layers.0.self_attn.sampling_offsets") for name in selected)
@@ -242,6 +248,50 @@ def test_denoising_changes_no_prediction(masked):
         torch.testing.assert_close(trained[name], evaluated[name], rtol=0, atol=1e-5)
     assert {name for name in trained.loss_dict if "_dn" not in name} == set(evaluated.loss_dict)
     torch.testing.assert_close(trained.loss_dict["loss_bbox_enc"], evaluated.loss_dict["loss_bbox_enc"])
+
+
+class Patches(torch.nn.Module):
+    """A backbone without padding at its borders, so that an image's features do not depend on its batch."""
+
+    def forward(self, pixels):
+        shrink = torch.nn.functional.avg_pool2d
+        return BackboneOutput(feature_maps=[shrink(pixels, 2**n).repeat(1, 11, 1, 1)[:, :c] for n, c in LEVELS])
+
+
+LEVELS = ((3, 16), (4, 24), (5, 32))
+
+
+def test_a_denoising_batch_equals_its_images_alone():
+    """As processes and accumulated batches are: the same noise, losses divided by the boxes of all."""
+    model = tiny_dino(denoising_pairs=7).train()
+    model.model.backbone = Patches()
+    pixels, labels = torch.randn(2, 3, 64, 128), tiny_labels((3, 1))
+    noise = draw_noise(2, 7, torch.device("cpu"), levels=True)
+
+    def loss(part):
+        return model(pixels[part], labels=labels[part], num_boxes=4.0, denoising_noise=noise[part]).loss
+
+    torch.testing.assert_close(loss(slice(2)), loss(slice(1)) + loss(slice(1, 2)), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_more_boxes_than_tokens_are_refused(padded):
+    """Alone, and where a larger image pads it: 4 + 1 + 1 + 1 tokens."""
+    model = tiny_dino()
+    sizes, labels = ((16, 16), (96, 128)) if padded else ((16, 16),), tiny_labels((8, 1))
+    message = "has 8 boxes but " + ("its feature maps have fewer places" if padded else "the model has only 7 queries")
+    with pytest.raises(ValueError, match=f"{message}: use larger images or `num_queries`"):
+        model(*tiny_inputs(sizes), labels=labels[: len(sizes)])
+
+
+def test_query_positions_embed_point_and_corners():
+    decoder, points, sides = tiny_dino().model.decoder, torch.rand(1, 3, 2), torch.rand(1, 3, 4)
+    six = torch.cat([points, points - sides[..., :2], points + sides[..., 2:]], -1)  # (1, 3, 6)
+    angle = 2 * math.pi * six[..., None] / 20 ** (torch.arange(16) / 16)
+    sine = torch.stack([angle.sin(), angle.cos()], -1).flatten(-3)
+    torch.testing.assert_close(
+        decoder.embed_positions(points, sides, torch.float32), decoder.query_position_head(sine), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_denoising_queries_start_in_the_center_of_a_cell_that_fits_their_box():

@@ -48,6 +48,7 @@ class DenoisingQueries:
         weights: (B, S) of the losses; the positives' add up to each image's number of boxes.
         target_classes: (B, P) the true classes of the positives.
         target_corners: (B, P, 4) their boxes x1, y1, x2, y2.
+        level_noise: (B, S) uniform numbers, by which a model with a feature pyramid chooses each query's level.
     """
 
     content: torch.Tensor
@@ -57,6 +58,7 @@ class DenoisingQueries:
     weights: torch.Tensor
     target_classes: torch.Tensor
     target_corners: torch.Tensor
+    level_noise: torch.Tensor | None = None
 
     def attention_mask(self, dtype: torch.dtype) -> torch.Tensor:
         """(B, 1, S, S), to be added to the attention's logits."""
@@ -64,13 +66,17 @@ class DenoisingQueries:
         return mask.masked_fill(~self.visible, torch.finfo(dtype).min)
 
 
-def draw_noise(images: int, pairs: int, device: torch.device) -> torch.Tensor:
+def draw_noise(images: int, pairs: int, device: torch.device, levels: bool = False) -> torch.Tensor:
     """Uniform numbers in [0, 1) for [`denoising_queries`], from the device's default generator.
 
+    Args:
+        levels: whether to draw `level_noise` as well, for a model with a feature pyramid.
+
     Returns:
-        (B, 2, P, 17) float32: a part of it is the noise of a part of the batch.
+        (B, 2, P, 17 or, with levels, 18) float32: a part of it is the noise of a part of the batch.
     """
-    return torch.rand(images, 2, pairs, sum(NOISE_WIDTHS.values()), device=device, dtype=torch.float32)
+    widths = (sum(NOISE_WIDTHS.values()), *([1] if levels else []))
+    return torch.cat([torch.rand(images, 2, pairs, width, device=device, dtype=torch.float32) for width in widths], -1)
 
 
 def denoising_queries(
@@ -88,10 +94,12 @@ def denoising_queries(
         noise: see [`draw_noise`], which is called without it.
     """
     if noise is None:
-        noise = draw_noise(len(labels), config.denoising_pairs, class_embedding.weight.device)
+        pyramid = hasattr(config, "num_feature_levels")
+        noise = draw_noise(len(labels), config.denoising_pairs, class_embedding.weight.device, levels=pyramid)
     pairs, num_labels = noise.shape[2], class_embedding.num_embeddings
     targets = pad_targets(labels, num_labels, noise.device)
-    parts = dict(zip(NOISE_WIDTHS, noise.split(tuple(NOISE_WIDTHS.values()), dim=-1), strict=True))  # (B, 2, P, ·)
+    widths = tuple(NOISE_WIDTHS.values())
+    parts = dict(zip(NOISE_WIDTHS, noise[..., : sum(widths)].split(widths, dim=-1), strict=True))  # (B, 2, P, ·)
     counts = torch.tensor(targets.counts).to(noise.device, non_blocking=True)[:, None]  # (B, 1)
     boxes = nn.functional.pad(targets.corners, (0, 0, 0, 1), value=0.5)  # (B, T + 1, 4): never empty
     classes = nn.functional.pad(targets.classes, (0, 1))
@@ -139,6 +147,7 @@ def denoising_queries(
         weights=(weight[:, None] * ~(is_outside[..., 0] & misleading)).flatten(1, 2),
         target_classes=target_classes,
         target_corners=target_corners,
+        level_noise=noise[..., sum(widths) :].flatten(1) if noise.shape[-1] > sum(widths) else None,
     )
 
 

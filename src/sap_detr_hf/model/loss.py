@@ -18,6 +18,7 @@ from .configuration_sap_detr import SapDetrConfig
 
 IOU_EPS = 1e-6
 NON_FINITE_COST = 1e8
+UNUSED_COST = 1e9  # of a query that stands for no token
 REPORTED_ONLY = {"class_error", "loss_inner_share"}  # nothing learns from these values
 
 
@@ -30,12 +31,14 @@ class LayerPredictions:
         boxes: (D, B, N, 4) center x, center y, width, height in [0, 1].
         points: (D, B, N, 2) x, y in [0, 1].
         objectness: (D, B, N) logits.
+        mask: (B, N) bool, False for queries that must not be matched; `None` if there are none.
     """
 
     logits: torch.Tensor
     boxes: torch.Tensor
     points: torch.Tensor
     objectness: torch.Tensor
+    mask: torch.Tensor | None = None
 
 
 @dataclass
@@ -119,6 +122,8 @@ def matching_cost(predictions: LayerPredictions, targets: PaddedTargets, config:
     cost = cost + config.outside_cost * outside
     # A diverged model still gets a matching, and then a non-finite loss that the training loop can report.
     cost = cost.nan_to_num(nan=NON_FINITE_COST, posinf=NON_FINITE_COST, neginf=-NON_FINITE_COST)
+    if predictions.mask is not None:
+        cost = cost.masked_fill(~predictions.mask[None, :, :, None], UNUSED_COST)
     return cost.masked_fill(~targets.usable[None, :, None], float("inf"))
 
 
@@ -139,26 +144,34 @@ def match_queries(
     num_queries = predictions.boxes.shape[2]
     for label, count in zip(labels, targets.counts, strict=True):
         if count > num_queries:
-            raise ValueError(
-                f"{_image_name(label)} has {count} boxes but the model has only {num_queries} queries: "
-                "use a larger `query_grid`, or remove boxes from this image."
-            )
+            _raise_too_many(label, f"the model has only {num_queries} queries", config)
     costs = matching_cost(predictions, targets, config).cpu().numpy()  # the one synchronization of a training step
     for label, count, cost in zip(labels, targets.counts, costs[0], strict=True):
         if count and (cost[:, :count] == float("inf")).any():
             _raise_unusable(label, predictions.logits.shape[-1])
     matches = []
     for layer_costs in costs:
-        pairs = (
-            linear_sum_assignment(cost[:, :count]) for cost, count in zip(layer_costs, targets.counts, strict=True)
-        )
-        matches.append([(torch.from_numpy(queries), torch.from_numpy(boxes)) for queries, boxes in pairs])
+        pairs = []
+        for label, cost, count in zip(labels, layer_costs, targets.counts, strict=True):
+            queries, boxes = linear_sum_assignment(cost[:, :count])
+            if (cost[queries, boxes] == UNUSED_COST).any():
+                _raise_too_many(label, "its feature maps have fewer places", config)
+            pairs.append((torch.from_numpy(queries), torch.from_numpy(boxes)))
+        matches.append(pairs)
     return matches
 
 
 def _image_name(label: dict[str, Any]) -> str:
     image_id = label.get("image_id")
     return "An image" if image_id is None else f"Image {torch.as_tensor(image_id).flatten()[0].item()}"
+
+
+def _raise_too_many(label: dict[str, Any], reason: str, config: SapDetrConfig) -> None:
+    advice = "a larger `query_grid`" if hasattr(config, "query_grid") else "larger images or `num_queries`"
+    raise ValueError(
+        f"{_image_name(label)} has {len(label['class_labels'])} boxes but {reason}: use {advice}, or remove boxes "
+        "from this image."
+    )
 
 
 def _raise_unusable(label: dict[str, torch.Tensor], num_labels: int) -> None:
@@ -303,6 +316,7 @@ def sap_detr_loss(
     config: SapDetrConfig,
     num_boxes: torch.Tensor | float | None = None,
     num_groups: int = 1,
+    query_mask: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Loss of SAP-DETR over one or more decoder layers (paper, section 3.4; released `SetCriterion`).
 
@@ -318,6 +332,7 @@ def sap_detr_loss(
             least 1; gradient accumulation passes that of its whole step.
         num_groups: consecutive groups of equally many queries. Each is matched by itself, and all values are means over
             the groups; `class_error` is the first group's.
+        query_mask: (batch, queries) bool, False for queries that must not be matched.
 
     Returns:
         The weighted sum over all layers, and the unweighted, detached values: `loss_ce`, `loss_bbox`, `loss_giou`,
@@ -331,6 +346,7 @@ def sap_detr_loss(
     check_labels(labels, logits.shape[1])
     layers = logits.shape[0]
     predictions = layer_predictions(logits, pred_boxes, pred_points, pred_objectness, num_groups=num_groups)
+    predictions.mask = query_mask
     with torch.autocast(device.type, enabled=False):
         targets = pad_targets(labels, logits.shape[-1], device)
         matches = match_queries(predictions, targets, labels, config)

@@ -427,7 +427,10 @@ class SapDinoDetrForObjectDetection(SapDinoDetrPreTrainedModel):
         }
         matched = selected["logits"].shape[1]
         layers = {name: torch.cat([selected[name][None], v[:, :, :matched]]) for name, v in predictions.items()}
-        loss, loss_dict = self.loss_function(labels=labels, config=self.config, num_boxes=num_boxes, **layers)
+        mask = None if outputs.query_mask is None else outputs.query_mask[:, :matched] > 0
+        loss, loss_dict = self.loss_function(
+            labels=labels, config=self.config, num_boxes=num_boxes, query_mask=mask, **layers
+        )
         loss_dict = {named_without_selection(name): value for name, value in loss_dict.items()}
         if denoising is not None:
             noisy_loss, noisy_dict = denoising_loss(

@@ -117,7 +117,8 @@ def with_denoising(queries: StartQueries, denoising: DenoisingQueries | None, py
     boxes = denoising.target_corners.repeat(1, 2, 1)  # (B, P, 4) x1, y1, x2, y2 of positives and negatives
     sizes = 1 / (pyramid.sizes * pyramid.ratios).expand(len(boxes), -1, -1)  # (B, L, 2) of the levels' cells
     fits = (sizes[:, None] <= (boxes[..., 2:] - boxes[..., :2])[:, :, None]).any(-1)  # (B, P, L), True up to a level
-    levels = (torch.rand(boxes.shape[:2], device=boxes.device) * fits.sum(-1).clamp(min=1)).long()  # (B, P)
+    assert denoising.level_noise is not None
+    levels = (denoising.level_noise * fits.sum(-1).clamp(min=1)).long()  # (B, P)
     cells = sizes.gather(1, levels[..., None].expand(-1, -1, 2))
     added = StartQueries(
         corners=denoising.points - cells / 2,
