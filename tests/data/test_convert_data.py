@@ -96,6 +96,21 @@ def test_there_and_back(source, tmp_path, capsys, to):
     assert not [path for path in tmp_path.iterdir() if path.name.endswith(".partial")]
 
 
+def test_one_split_becomes_two(source, tmp_path, capsys):
+    (source / "val.json").unlink()
+    assert convert(source, tmp_path / "half", "--to", "coco") == 2
+    assert convert(source, tmp_path / "half", "--to", "coco", "--val-share", "0.3") == 2
+    assert "--val-share divides one split" in capsys.readouterr().err
+    for name in ("two", "again"):
+        assert convert(source, tmp_path / name, "--to", "yolo", "--split", "train", "--val-share", "0.3") == 0
+    assert "train: 2 images, val: 1 images" in capsys.readouterr().out
+    found = [
+        {path.relative_to(tmp_path / name) for path in (tmp_path / name).rglob("*.*")} for name in ("two", "again")
+    ]
+    assert found[0] == found[1]
+    assert load_detection_data(tmp_path / "two", "val").id2label == dict(enumerate(NAMES.values()))
+
+
 def test_what_was_written_is_in_the_form_of_the_format(source, tmp_path):
     for to in ("coco", "yolo", "voc"):
         convert(source, tmp_path / to, "--to", to)

@@ -165,7 +165,21 @@ def roboflow_voc(folder: Path) -> Path:
     return folder
 
 
-FORMATS = [yolo_set, roboflow_yolo, cvat_yolo, label_studio_yolo, polygons_yolo, voc_set, roboflow_voc]
+def windows_yolo(folder: Path) -> Path:
+    """Folders as on another machine under Windows, and their names in other letters."""
+    yaml = "train: C:\\Users\\me\\cells\\Images\\train\nval: Images\\val\n"
+    return yolo_set(folder, "Images/{}", "Labels/{}", yaml)
+
+
+def upper_case_voc(folder: Path) -> Path:
+    roboflow_voc(folder)
+    for path in folder.rglob("*.xml"):
+        path.rename(path.with_suffix(".XML"))
+    return folder
+
+
+FORMATS = [yolo_set, roboflow_yolo, cvat_yolo, label_studio_yolo, polygons_yolo, windows_yolo, voc_set, roboflow_voc]
+FORMATS += [upper_case_voc]
 
 
 @pytest.fixture(scope="module")

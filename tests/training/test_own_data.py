@@ -173,6 +173,25 @@ def test_on_a_gpu_a_detector_of_the_hub_is_the_start(choose, tmp_path, monkeypat
     assert TrainingSettings(**yaml.safe_load(settings.to_yaml())) == settings
 
 
+def test_given_values_go_with_what_is_chosen(choose, tmp_path, monkeypatch):
+    settings, _ = choose("--images_per_device", "3")
+    assert (settings.images_per_device, settings.effective_batch) == (3, 6)
+    settings, _ = choose("--images_per_device", "16", memory=16)
+    assert (settings.images_per_device, settings.effective_batch) == (16, 16)
+    settings, _ = choose("--gradient_accumulation", "3")
+    assert (settings.images_per_device, settings.effective_batch) == (2, 6)
+
+    save_source(tmp_path, "deformable_detr")
+    monkeypatch.setitem(own_data.DETECTORS, "dino-r50", str(tmp_path))
+    monkeypatch.setattr(own_data, "unreachable", lambda repository: None)
+    settings, table = choose("--model_overrides", "{d_model: 128}", machine=GPU)
+    assert (settings.init_from, settings.variant) == (None, "dino-r50")
+    assert f"{tmp_path} cannot be had (`model_overrides` changes its d_model)" in table
+    settings, table = choose("--variant", "dino-r50", machine=GPU)
+    assert (settings.init_from, settings.variant) == (None, "dino-r50")
+    assert f"| not used | {tmp_path} | trained on COCO: give it as `init_from` instead of `variant` |" in table
+
+
 def test_without_the_hub_it_is_said_what_is_at_hand(choose):
     settings, table = choose(machine=GPU)
     assert settings.variant == "dino-small"

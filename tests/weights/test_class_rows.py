@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tiny_dino import tiny_dino
 from tiny_model import tiny_model
 from transformers import DetrConfig, DetrForObjectDetection, ResNetConfig
 
@@ -86,6 +87,18 @@ def test_fine_tuning_keeps_the_rows_of_shared_classes(saved, names, pairs, capsy
     said = capsys.readouterr().err
     kept = ", ".join(names[index] for index in pairs) or "no class"
     assert f"keeps {kept} of {directory}; newly initialized: " in said
+
+
+def test_heads_of_a_pyramid_and_its_denoising_keep_their_rows(tmp_path):
+    base = tiny_dino(id2label=dict(enumerate(["cat", "Traffic Light", "dog"])), num_labels=3)
+    base.save_pretrained(tmp_path)
+    settings = TrainingSettings(model=str(tmp_path), data="none", ignore_mismatched_sizes=True)
+    new = build_model(settings, _data(["traffic_light", "ship", "Cat", "van"])).state_dict()
+    old = base.state_dict()
+    for name in ("class_head.weight", "class_head.bias", "model.selection.class_head.weight",
+                 "denoising_class_embedding.weight"):  # fmt: skip
+        assert len(new[name]) == 4
+        assert torch.equal(new[name][[0, 2]], old[name][[1, 0]]), name
 
 
 def test_the_same_classes_stay_as_they_are(saved, capsys):

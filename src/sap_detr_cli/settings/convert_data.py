@@ -20,6 +20,9 @@ class DataConversionSettings(Settings):
     target: Annotated[str, "folder for the new data set", ARGUMENT]
     to: Annotated[Literal["coco", "yolo", "voc"], "format of the new data set"]
     split: Annotated[list[str], "splits to write"] = field(default_factory=lambda: ["train", "val"])
+    val_share: Annotated[
+        float, "share of the images of one --split that become val, the others train; at random, each time the same"
+    ] = 0.0
     annotations: Annotated[str | None, "COCO JSON of one --split, if it is not detected"] = None
     images: Annotated[str | None, "image folder, if it is not detected"] = None
     box_format: Annotated[Literal["xywh", "xyxy"], "box format of a Hub data set"] = "xywh"
@@ -29,3 +32,7 @@ class DataConversionSettings(Settings):
         super().__post_init__()
         if self.annotations and len(self.split) > 1:
             raise ValueError("--annotations is the JSON of one split: give that one with --split")
+        if not 0 <= self.val_share < 1:
+            raise ValueError(f"--val-share {self.val_share} must be at least 0 and below 1")
+        if self.val_share and len(self.split) > 1:
+            raise ValueError("--val-share divides one split: give that one with --split")

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,10 @@ def run(settings: DataConversionSettings) -> int:
         if conflicts := category_conflicts(next(iter(data.values())), split):
             raise ValueError(f"{conflicts[0]}: all splits must use the same category ids.")
         categories |= split.categories
+    if settings.val_share:
+        (whole,) = data.values()
+        parts = whole.dataset.train_test_split(settings.val_share, seed=0)
+        data = {name: replace(whole, dataset=parts[part]) for name, part in (("train", "train"), ("val", "test"))}
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f"{target.name}.", suffix=".partial") as scratch:
         writer = WRITERS[settings.to](Path(scratch) / "data", categories, settings.link)

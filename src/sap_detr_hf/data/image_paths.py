@@ -64,7 +64,10 @@ def matching_split(data: str, split: str, available: Sequence[str]) -> str:
     for name in SPLIT_NAMES.get(split, (split,)):
         if name in available:
             return name
-    raise FileNotFoundError(f'{data} has no split "{split}", it has {[*available]}.')
+    advice = "Name splits with --train_split and --val_split"
+    if len(available) == 1:
+        advice = "`sap-detr convert-data` with --val-share makes two splits of one"
+    raise FileNotFoundError(f'{data} has no split "{split}", it has {[*available]}. {advice}.')
 
 
 @dataclass

@@ -17,6 +17,8 @@ from .findings import Findings, line_name
 from .image_paths import first_existing, matching_split, walk_images
 from .label_files import LabelFiles, image_ids, read_bytes, read_lines
 
+XML = "*.[xX][mM][lL]"
+
 
 class VocImage(NamedTuple):
     """An XML file: the image, and line, class and box (x, y, width, height) of each object."""
@@ -37,7 +39,7 @@ def find_voc_files(data: Path, split: str) -> LabelFiles | None:
         FileNotFoundError: There is no such split.
     """
     labels = first_existing(data, ["Annotations"])
-    xml = [] if labels is None else sorted(map(str, labels.rglob("*.xml")))
+    xml = [] if labels is None else sorted(map(str, labels.rglob(XML)))
     if labels is not None and xml:
         images = first_existing(data, ["JPEGImages", "images"]) or data
         lists = {path.stem: path for path in sorted((data / "ImageSets" / "Main").glob("*.txt"))}
@@ -46,12 +48,12 @@ def find_voc_files(data: Path, split: str) -> LabelFiles | None:
         if lists:  # names without suffix; CVAT puts those with spaces in quotation marks
             chosen = {os.path.join(labels, line.strip('"') + ".xml"): number for number, line in read_lines(source)}
     else:
-        folders = {folder.name: folder for folder in sorted(data.glob("*")) if any(folder.glob("*.xml"))}
-        folders = folders or ({"train": data} if any(data.glob("*.xml")) else {})
+        folders = {folder.name: folder for folder in sorted(data.glob("*")) if any(folder.glob(XML))}
+        folders = folders or ({"train": data} if any(data.glob(XML)) else {})
         if not folders:
             return None
         source = labels = images = folders[matching_split(str(data), split, [*folders])]
-        xml = sorted(str(path) for folder in folders.values() for path in folder.glob("*.xml"))
+        xml = sorted(str(path) for folder in folders.values() for path in folder.glob(XML))
         chosen = {path: 0 for path in xml if Path(path).parent == source}
     lists_read = [str(path) for path in (source, data / "labelmap.txt") if path.is_file()]
     read = partial(_read, source, labels, images, chosen, xml, data / "labelmap.txt")

@@ -33,7 +33,7 @@ def find_yolo_files(data: Path, split: str) -> LabelFiles | None:
         ValueError: `data.yaml` cannot be read, or the names of the classes are missing.
     """
     source = data if data.suffix.lower() in (".yaml", ".yml") else first_existing(data, YAML_NAMES)
-    if source is None and next((data / "labels").rglob("*.txt"), None) is not None:
+    if source is None and any((first_existing(data, ["labels"]) or data / "labels").rglob("*.txt")):
         source = first_existing(data, ["classes.txt"])
         if source is None:
             raise ValueError(f"{data} has labels/*.txt, but no data.yaml or classes.txt with the classes' names.")
@@ -61,7 +61,7 @@ def find_yolo_files(data: Path, split: str) -> LabelFiles | None:
     files = [str(source), *(str(place) for place in places if place.is_file()), *filter(os.path.isfile, labels)]
     unused: set[str] = set()
     if all(place.is_dir() for place in places):  # of a list, the others may be those of other lists
-        found = {str(path) for each in set(map(os.path.dirname, labels)) for path in Path(each).glob("*.txt")}
+        found = {str(path) for each in set(map(os.path.dirname, labels)) for path in Path(each).glob("*.[tT][xX][tT]")}
         unused = {path for path in found - set(labels) if os.path.basename(path) != "classes.txt"}
     keypoints = prod(int(text) if text.isdecimal() else 0 for text in texts.get("kpt_shape") or ["0"])
     read = partial(_read, source, names, images, labels, sorted(unused), fields["names"], keypoints)
@@ -99,8 +99,15 @@ def _classes_txt(source: Path) -> dict[str, list[Entry]]:
 
 
 def _place(where: str, roots: Sequence[Path], text: str) -> Path:
-    """A folder or list of images. Roboflow writes `../train/images` for a folder beside `data.yaml`."""
-    places = [root / each for root in roots for each in (text, text.removeprefix("../"))]
+    """A folder or list of images. Roboflow writes `../train/images` for a folder beside `data.yaml`.
+
+    A full path, also of Windows, that does not exist here is of another machine: its last two parts or more must.
+    """
+    text = text.replace("\\", "/")
+    parts, tails = [part for part in text.split("/") if part], []
+    if text.startswith("/") or text[1:2] == ":":
+        tails = ["/".join(parts[start:]) for start in range(1, len(parts) - 1)]
+    places = [root / each for root in roots for each in (text, text.removeprefix("../"), *tails)]
     found = next((place for place in places if place.exists()), None)
     if found is None:
         raise FileNotFoundError(f"{where}: there is no {places[0]}.")
@@ -108,11 +115,17 @@ def _place(where: str, roots: Sequence[Path], text: str) -> Path:
 
 
 def _label_file(image: str, roots: Sequence[Path]) -> str:
-    """In the last folder called `images` below the data set, that name becomes `labels`; else beside the image."""
+    """In the last folder called `images` below the data set, that name becomes `labels`; else beside the image.
+
+    Both names may be written in any letters.
+    """
     root = next((root for root in roots if Path(image).is_relative_to(root)), Path("/"))
     *folders, name = Path(image).relative_to(root).parts
-    if "images" in folders:
-        folders[len(folders) - 1 - folders[::-1].index("images")] = "labels"
+    folded = [folder.casefold() for folder in folders]
+    if "images" in folded:
+        place = len(folded) - 1 - folded[::-1].index("images")
+        beside = root.joinpath(*folders[:place])
+        folders[place] = (first_existing(beside, ["labels"]) or beside / "labels").name
     return str(root.joinpath(*folders, Path(name).stem + ".txt"))
 
 

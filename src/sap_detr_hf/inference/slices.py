@@ -21,7 +21,8 @@ except ModuleNotFoundError as error:
     raise ImportError(f"Slices need SAHI ({error}): pip install 'sap-detr-hf[sliced]'.") from error
 except ImportError as error:
     raise ImportError(
-        f"OpenCV, which slices need, cannot be imported ({error}): docs/troubleshooting.md says what to do."
+        f"OpenCV, which slices need, cannot be imported ({error}). On a machine without a display: `pip uninstall "
+        "opencv-python`, then `pip install opencv-python-headless`."
     ) from error
 
 # On a machine with a GPU SAHI would suppress on its first one and set CUDA_VISIBLE_DEVICES for all child processes.

@@ -44,6 +44,10 @@ DETECTORS = {
     "dino-r50": "SenseTime/deformable-detr-with-box-refine-two-stage",
     "r50-plus": "IDEA-Research/dab-detr-resnet-50",
 }
+SOURCE_FIELDS = {  # of a detector's own: its weights fit no others
+    "backbone_config", "d_model", "encoder_ffn_dim", "decoder_ffn_dim", "encoder_layers", "decoder_layers",
+    "encoder_attention_heads", "decoder_attention_heads", "num_feature_levels", "encoder_n_points", "decoder_n_points",
+}  # fmt: skip
 STARTS = ("model", "init_from", "variant")
 MUCH_MEMORY = 16  # GiB of GPU memory that a feature pyramid needs to train with a useful batch size
 SMALL_BOX = 32  # pixels: smaller than a cell of the single feature map of SAP-DETR
@@ -282,11 +286,17 @@ def choose_start(choices: Choices, data: DataFacts, machine: MachineFacts) -> No
         return
     variant, why = choices[named] if named else None, "given"
     reasons = []
+    if variant in DETECTORS and machine.gpu_gib:
+        choices.say("not used", DETECTORS[variant], "trained on COCO: give it as `init_from` instead of `variant`")
     if variant is None:
         variant, why = preferred_variant(choices, data, machine)
         detector = DETECTORS.get(variant)
         if detector is not None and "backbone_weights" not in choices.given:
-            problem = "it needs timm: `pip install timm`" if not machine.has_timm else unreachable(detector)
+            widths = sorted(SOURCE_FIELDS & choices.settings.model_overrides.keys())
+            problem = (
+                f"`model_overrides` changes its {', '.join(widths)}" if widths
+                else None if machine.has_timm else "it needs timm: `pip install timm`"
+            ) or unreachable(detector)  # fmt: skip
             if problem is None:
                 choices.choose("init_from", detector, f"{why}; starts from these weights, trained on COCO")
                 fields = FURTHER_VARIANTS.get(variant, {})
@@ -402,7 +412,9 @@ def choose_length(choices: Choices, data: DataFacts, machine: MachineFacts) -> N
     """Choose the effective batch, as many epochs as make the steps that a start needs, and a warm-up of their 20th."""
     rules = machine.rules
     batch = 16 if machine.gpu_gib and data.images >= 2000 else 8
-    batch = max(batch // machine.processes, 1) * machine.processes
+    given = choices["images_per_device"] if "images_per_device" in choices.given else 1
+    unit = machine.processes * given * (choices["gradient_accumulation"] or 1)
+    batch = max(batch // unit, 1) * unit
     choices.choose("effective_batch", batch, f"{data.images} images, {machine.processes} process(es)")
     per_epoch = math.ceil(data.images / choices["effective_batch"])
     wanted = rules.steps[0 if choices["model"] or choices["init_from"] else 1]

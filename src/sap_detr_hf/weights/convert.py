@@ -224,6 +224,8 @@ def _has_gaussian(tensors: dict[str, torch.Tensor], args: dict[str, Any]) -> boo
 def _activation(tensors: dict[str, torch.Tensor], args: dict[str, Any]) -> str:
     learned = "transformer.encoder.layers.0.activation.weight" in tensors
     name = args.get("transformer_activation", "prelu" if learned else "relu")
+    if not learned and "transformer_activation" not in args:
+        logger.warning("The checkpoint does not say its activation function: using the default ReLU.")
     if name not in _ACTIVATIONS:
         raise ConversionError(
             f"The checkpoint was trained with `transformer_activation` = {name!r}; only {', '.join(_ACTIVATIONS)} are "
