@@ -10,7 +10,7 @@ initial values of transformers, to show what those cost it.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -127,6 +127,7 @@ class Detector:
     configuration: Callable[[Classes], PreTrainedConfig]
     initial_values: Callable[[PreTrainedModel], None] | None = None
     source: str | None = None  # the detector, trained on the digits, whose weights it takes
+    source_fields: Mapping[str, Any] = field(default_factory=dict)  # of its configuration, beside the source's
     pyramid: bool = False  # whether it sees several feature maps
 
 
@@ -145,8 +146,20 @@ DETECTORS = {
         "SAP-DETR, corrections, denoising, 3 groups (as r50-plus)",
         partial(sap_detr, **DENOISING, denoising_box_noise=1.0, num_groups=3),
     ),
-    "sap-detr-warm": Detector("SAP-DETR from DAB-DETR trained on the digits", sap_detr, source="dab-detr"),
+    "sap-detr-warm": Detector(
+        "SAP-DETR from DAB-DETR trained on the digits",
+        sap_detr,
+        source="dab-detr",
+        source_fields={"query_grid": (10, 10)},
+    ),
     "sap-dino": Detector("SAP-DINO-DETR", partial(sap_dino, denoising_pairs=DENOISING_PAIRS), pyramid=True),
+    "sap-dino-warm": Detector(
+        "SAP-DINO-DETR from Deformable DETR trained on the digits",
+        sap_dino,
+        source="deformable-detr",
+        source_fields={"num_queries": 300, "denoising_pairs": DENOISING_PAIRS},
+        pyramid=True,
+    ),
     "sap-dino-varifocal": Detector(
         "SAP-DINO-DETR, varifocal class loss",
         partial(sap_dino, denoising_pairs=DENOISING_PAIRS, class_loss="varifocal"),
@@ -175,7 +188,7 @@ def build_detector(name: str, classes: Classes, seed: int, source: str | None = 
     set_seed(seed)
     detector = DETECTORS[name]
     if source is not None:
-        return warm_start(source, query_grid=(10, 10), frozen_backbone_stages=0, **classes).model
+        return warm_start(source, frozen_backbone_stages=0, **detector.source_fields, **classes).model
     model = AutoModelForObjectDetection.from_config(detector.configuration(classes))
     if detector.initial_values is not None:
         detector.initial_values(model)
