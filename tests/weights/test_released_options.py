@@ -10,7 +10,13 @@ from released_reference import outputs, reference_inputs, released_state_dict
 from tiny_model import tiny_inputs
 
 from sap_detr_hf import SapDetrConfig, SapDetrForObjectDetection
-from sap_detr_hf.weights.convert import ConversionError, config_of_checkpoint, convert_checkpoint, convert_state_dict
+from sap_detr_hf.weights.convert import (
+    _REQUIRED_ARGS,
+    ConversionError,
+    config_of_checkpoint,
+    convert_checkpoint,
+    convert_state_dict,
+)
 from sap_detr_hf.weights.resnets import RESNETS, resnet_config
 
 pytest.importorskip("torchvision")
@@ -130,6 +136,21 @@ def test_unsupported_options_are_named(changed, message):
     tensors, args = synthetic_checkpoint()
     with pytest.raises(ConversionError, match=re.escape(message)):
         config_of_checkpoint(tensors, {**args, **changed})
+
+
+@pytest.mark.parametrize("name", _REQUIRED_ARGS)
+def test_options_with_another_computation_are_named(name):
+    tensors, args = synthetic_checkpoint()
+    other = not args[name] if isinstance(args[name], bool) else "other"
+    with pytest.raises(ConversionError, match=re.escape(f"`{name}` = {other!r}; only {args[name]!r} is supported")):
+        config_of_checkpoint(tensors, {**args, name: other})
+
+
+def test_an_unknown_activation_is_said(caplog):
+    tensors, _ = synthetic_checkpoint()
+    assert config_of_checkpoint(tensors, None).activation_function in ("relu", "prelu")
+    said = "does not say its activation" in caplog.text
+    assert said == (config_of_checkpoint(tensors, None).activation_function == "relu")
 
 
 def test_other_backbones_and_query_numbers_are_named():
