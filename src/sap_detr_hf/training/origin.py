@@ -50,11 +50,11 @@ def compare_origins(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
     Raises:
         ValueError: a difference that cannot be applied; names both values.
     """
+    if missing := now.keys() - saved.keys():
+        raise ValueError(f"The checkpoint does not say its {', '.join(sorted(missing))}: start a new run.")
     for name in FIXED:
-        if name in saved and saved[name] != now[name]:
+        if saved[name] != now[name]:
             raise _refusal(f"was trained with {name} = {saved[name]}", str(now[name]))
-    if "settings" not in saved:
-        return []
     before, after = saved["settings"], now["settings"]
     # A newer version of transformers or this package may have fields that the state does not know: their defaults.
     defaults = _model_fields(AutoConfig.for_model(now["config"]["model_type"]))

@@ -33,12 +33,6 @@ def resume(run: TrainingRun):
         changes = compare_origins(state["origin"], run.origin)
         put_back(run, state)
     step = run.progress.step + 1
-    if "settings" not in state["origin"]:
-        changes = rate_changes(run, state)
-        run.report.message(
-            "The checkpoint is of version 0.1.0: its model configuration, image ids and other settings could not be "
-            "compared with those of this run."
-        )
     for change in changes:
         run.report.message(f"{change} from step {step} on")
 
@@ -108,7 +102,7 @@ def put_back(run: TrainingRun, state: dict[str, Any]):
             "dropout starts from new random states."
         )
     epoch, place = divmod(run.progress.step, run.steps_per_epoch)
-    if place and "group_size" in state:
+    if place:
         run.batches.sampler.go_on_with_epoch(epoch, state["group_size"])
 
 
@@ -126,15 +120,3 @@ def put_back_optimizer(run: TrainingRun, state: dict[str, Any]):
             if moments.shape != parameter.shape:
                 raise ValueError(f"a moment of {list(moments.shape)} for a parameter of {list(parameter.shape)}")
     scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
-
-
-def rate_changes(run: TrainingRun, state: dict[str, Any]) -> list[str]:
-    """Compare rates and decay with those in the optimizer's state, which is all that version 0.1.0 recorded."""
-    names = {"initial_lr": "learning rate", "weight_decay": "weight_decay"}
-    groups = zip(state["optimizer"]["param_groups"], run.optimizer.param_groups, strict=True)
-    return [
-        f"{name} of parameter group {number} {old[key]} -> {new[key]}"
-        for number, (old, new) in enumerate(groups)
-        for key, name in names.items()
-        if old[key] != new[key]
-    ]
