@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from sap_detr_hf.environment import hardware_name, memory_settings, software_versions, tf32_settings
+from sap_detr_hf.environment import hardware_name, software_versions, tf32_settings
 from sap_detr_hf.weights.pretrained import AUTOCAST_DTYPES
 
 from .models import count_cost, count_training_products
@@ -19,6 +19,8 @@ from .tasks import TASKS, Case
 
 WARM_UP_ROUNDS = 2
 COUNTED_TASKS = ("forward", "training")  # those with multiply-adds
+
+MEMORY_VARIABLES = ("LD_PRELOAD", "GLIBC_TUNABLES", "THP_MEM_ALLOC_ENABLE")  # beside MALLOC_...
 
 
 @dataclass
@@ -171,6 +173,12 @@ def in_fresh_process(case: Case) -> float | None:
             return pool.apply(peak_memory, (case,))
         except (OSError, torch.OutOfMemoryError):
             return None
+
+
+def memory_settings() -> dict[str, str]:
+    """Environment variables that are set and decide how memory of the processor is taken and given back."""
+    names = [name for name in os.environ if name.startswith("MALLOC_") or name in MEMORY_VARIABLES]
+    return {name: os.environ[name] for name in sorted(names)}
 
 
 def environment(device: str) -> dict[str, Any]:

@@ -17,7 +17,6 @@ PACKAGES = (
     "numpy",
     "pillow",
 )
-MEMORY_VARIABLES = ("LD_PRELOAD", "GLIBC_TUNABLES", "THP_MEM_ALLOC_ENABLE")
 
 
 def software_versions(*more: str) -> dict[str, str]:
@@ -44,12 +43,6 @@ def tf32_settings(device: torch.device) -> dict[str, bool]:
         return {}
     backends = torch.backends
     return {"convolutions": backends.cudnn.allow_tf32, "matrix_products": backends.cuda.matmul.allow_tf32}
-
-
-def memory_settings() -> dict[str, str]:
-    """Environment variables that are set and decide how memory of the processor is taken and given back."""
-    names = [name for name in os.environ if name.startswith("MALLOC_") or name in MEMORY_VARIABLES]
-    return {name: os.environ[name] for name in sorted(names)}
 
 
 def _processor_name() -> str:
