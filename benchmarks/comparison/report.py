@@ -71,8 +71,13 @@ def report_text(trained: Trained, speed: Speed) -> str:
     if not trained:
         return "No run in full length has ended yet."
     tables = [ap_table(trained), costs_table(trained, speed)]
+    usual = statistics.mode(epochs for _, epochs in trained)
     for maps, on_pyramid in (("one feature map", False), ("a pyramid of feature maps", True)):
-        alike = {key: runs for key, runs in trained.items() if DETECTORS[key[0]].pyramid == on_pyramid}
+        alike = {
+            (name, epochs): runs
+            for (name, epochs), runs in trained.items()
+            if DETECTORS[name].pyramid == on_pyramid and epochs >= usual
+        }
         tables.append(reached_table(alike, speed, maps))
     return "\n\n".join(filter(None, tables))
 
@@ -126,10 +131,7 @@ def searches_table(runs: dict[Run, dict[str, Any]]) -> str | None:
 
 def reached_table(trained: Trained, speed: Speed, maps: str) -> str | None:
     """In how many epochs, and seconds, the mean AP of each detector (row) reaches the final one of each (column)."""
-    usual = statistics.mode(epochs for _, epochs in trained) if trained else 0
-    longest = {
-        name: max(epochs for other, epochs in trained if other == name) for name, epochs in trained if epochs >= usual
-    }
+    longest = {name: max(epochs for other, epochs in trained if other == name) for name, _ in trained}
     if len(longest) < 2:
         return None
     runs = {name: trained[name, epochs] for name, epochs in longest.items()}
