@@ -40,15 +40,15 @@ def demo() -> str:
 
 
 def exported() -> str:
-    """AP and speed of a small SAP-DETR in ONNX; speed alone of R50."""
+    """AP and speed of the demo's model in each format; speed alone of R50."""
     rows = []
-    for name in ("onnx_cpu", "onnx_r50_cpu"):
+    for name in ("exports_demo_cpu", "exports_r50_cpu"):
         size = "{height} x {width}".format(**results(name)["setting"])
         for model in results(name)["models"]:
             metrics = model["metrics"] or {}
             figures = [f"{metrics[key]:.3f}" if key in metrics else "" for key in ("AP", "AP50")]
             rows.append([model["name"], size, f"{model['megabytes']:.1f}", *figures, f"{model['speedup']:.2f}"])
-    return markdown_table(["file", "images", "MB", "AP", "AP50", "times as fast as torch"], rows)
+    return markdown_table(["file", "images", "MB", "AP", "AP50", "times as fast as the first"], rows)
 
 
 def slices() -> str:
