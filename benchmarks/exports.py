@@ -139,7 +139,8 @@ def _metrics(model: nn.Module, image_processor: Any, data: DetectionData) -> dic
 
 def _bytes(name: str, model: nn.Module) -> int:
     if exported_file(name) is not None:
-        return sum(file.stat().st_size for file in (Path(name), Path(name).with_suffix(".bin")) if file.exists())
+        files = [Path(name)] + ([Path(name).with_suffix(".bin")] if name.endswith(".xml") else [])
+        return sum(file.stat().st_size for file in files)
     return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
 
 

@@ -153,7 +153,7 @@ def reached_table(trained: Trained, speed: Speed, maps: str) -> str | None:
 def reached(epoch: float, name: str, target: str, runs: dict[str, list[dict[str, Any]]], speed: Speed) -> str:
     """A cell of [`reached_table`]."""
     whole = runs[target][0]["curve"][-1]["epoch"]
-    text = f"{epoch:g}: {whole / epoch:.1f} x"
+    text = f"{epoch:.3g}: {whole / epoch:.1f} x"
     own, other = (seconds_of_epoch(each, runs[each], speed) for each in (name, target))
     return text if own is None or other is None else f"{text}, {whole * other / (epoch * own):.1f} x"
 
