@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from sap_detr_hf.demo.digits import make_digits
-from sap_detr_hf.weights.backbone import packaged_backbone
+from sap_detr_hf.weights.backbone import PACKAGED
 
 from .gaussian_forms import GAUSSIAN_FORMS, gradient_errors
 from .measure import matrix_product, paired_seconds, summary
@@ -102,7 +102,7 @@ def demo_training(size: Size) -> Iterator[dict]:
         folder, side = Path(temporary), 64 if size.toy else 128
         make_digits(folder / "digits", 4 if size.toy else 1600, 2 if size.toy else 150, (side, side))
         settings = {
-            "data": folder / "digits", "backbone_weights": packaged_backbone(), "cache_dir": folder / "cache",
+            "data": folder / "digits", "backbone_weights": PACKAGED, "cache_dir": folder / "cache",
             "mixed_precision": "bf16", "workers": 0 if size.toy else 8, "log_steps": 1 if size.toy else 10,
             "effective_batch": 2 if size.toy else 16, "images_per_device": 2 if size.toy else 16,
             "epochs": 2 if size.toy else 6, "evaluation_epochs": 2 if size.toy else 3,

@@ -31,7 +31,7 @@ from transformers import (
 )
 
 from sap_detr_hf.model.configuration_sap_detr import CORRECTED
-from sap_detr_hf.weights.backbone import load_backbone_weights, packaged_backbone
+from sap_detr_hf.weights.backbone import PACKAGED, load_backbone_weights
 from sap_detr_hf.weights.variants import config_of_variant
 from sap_detr_hf.weights.warm_start import warm_start
 
@@ -194,7 +194,7 @@ def build_detector(name: str, classes: Classes, seed: int, source: str | None = 
         detector.initial_values(model)
     holder = nn.Module()
     holder.backbone = AutoBackbone.from_config(TimmBackboneConfig(**backbone_config(PYRAMID)))
-    load_backbone_weights(holder, packaged_backbone())
+    load_backbone_weights(holder, PACKAGED)
     pretrained = holder.get_submodule("backbone._backbone")
     weights = pretrained.state_dict()
     network = timm_network(model, type(pretrained))

@@ -274,6 +274,12 @@ def test_a_denoising_batch_equals_its_images_alone():
     torch.testing.assert_close(loss(slice(2)), loss(slice(1)) + loss(slice(1, 2)), rtol=1e-5, atol=1e-5)
 
 
+def test_noise_without_levels_is_refused():
+    model = tiny_dino(denoising_pairs=7).train()
+    with pytest.raises(ValueError, match="The noise needs 18 numbers for each query, not 17"):
+        model(*tiny_inputs(), labels=tiny_labels(), denoising_noise=draw_noise(2, 7, torch.device("cpu")))
+
+
 @pytest.mark.parametrize("padded", [False, True])
 def test_more_boxes_than_tokens_are_refused(padded):
     """Alone, and where a larger image pads it: 4 + 1 + 1 + 1 tokens."""

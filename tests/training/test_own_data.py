@@ -186,7 +186,7 @@ def test_given_values_go_with_what_is_chosen(choose, tmp_path, monkeypatch):
     monkeypatch.setattr(own_data, "unreachable", lambda repository: None)
     settings, table = choose("--model_overrides", "{d_model: 128}", machine=GPU)
     assert (settings.init_from, settings.variant) == (None, "dino-r50")
-    assert f"{tmp_path} cannot be had (`model_overrides` changes its d_model)" in table
+    assert f"{tmp_path} cannot be used (`model_overrides` changes its d_model)" in table
     settings, table = choose("--variant", "dino-r50", machine=GPU)
     assert (settings.init_from, settings.variant) == (None, "dino-r50")
     assert f"| not used | {tmp_path} | trained on COCO: give it as `init_from` instead of `variant` |" in table
@@ -197,7 +197,7 @@ def test_without_the_hub_it_is_said_what_is_at_hand(choose):
     assert settings.variant == "dino-small"
     assert settings.backbone_weights == PACKAGED
     assert settings.freeze == []
-    assert f"{own_data.DETECTORS['dino-r50']} cannot be had (the Hub cannot be reached)" in table
+    assert f"{own_data.DETECTORS['dino-r50']} cannot be used (the Hub cannot be reached)" in table
     assert "the model whose ImageNet weights can be had" in table
 
 

@@ -1,6 +1,7 @@
 """Train from a recipe and the command line."""
 
 import os
+import shlex
 import sys
 
 from sap_detr_cli.main import fail
@@ -22,6 +23,6 @@ def run(settings: TrainingSettings) -> int:
     if main_process:
         print("  ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in result.items()))
         if result["status"] != "interrupted":
-            folder = settings.output_dir
-            print(f"model: {folder}. Next: sap-detr evaluate {folder} {settings.data} --output evaluation")
+            command = shlex.join(["evaluate", settings.output_dir, str(settings.data), "--output", "evaluation"])
+            print(f"model: {settings.output_dir}. Next: sap-detr {command}")
     return 0

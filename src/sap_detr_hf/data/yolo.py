@@ -5,9 +5,9 @@ polygon becomes the box around it. Keypoints are ignored.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
 from math import prod
 from pathlib import Path
 
@@ -57,7 +57,8 @@ def find_yolo_files(data: Path, split: str) -> LabelFiles | None:
         raise ValueError(f"{source}: there are no images in {places[0]}.")
     folder = places[0] if places[0].is_dir() else places[0].parent
     images = find_images(names, folder, source).paths
-    labels = [_label_file(image, [root.absolute() for root in roots]) for image in images]
+    labels_name = cache(_labels_name)  # one look at a folder, not one for each image
+    labels = [_label_file(image, [root.absolute() for root in roots], labels_name) for image in images]
     files = [str(source), *(str(place) for place in places if place.is_file()), *filter(os.path.isfile, labels)]
     unused: set[str] = set()
     if all(place.is_dir() for place in places):  # of a list, the others may be those of other lists
@@ -114,7 +115,7 @@ def _place(where: str, roots: Sequence[Path], text: str) -> Path:
     return found
 
 
-def _label_file(image: str, roots: Sequence[Path]) -> str:
+def _label_file(image: str, roots: Sequence[Path], labels_name: Callable[[Path], str]) -> str:
     """In the last folder called `images` below the data set, that name becomes `labels`; else beside the image.
 
     Both names may be written in any letters.
@@ -124,9 +125,12 @@ def _label_file(image: str, roots: Sequence[Path]) -> str:
     folded = [folder.casefold() for folder in folders]
     if "images" in folded:
         place = len(folded) - 1 - folded[::-1].index("images")
-        beside = root.joinpath(*folders[:place])
-        folders[place] = (first_existing(beside, ["labels"]) or beside / "labels").name
+        folders[place] = labels_name(root.joinpath(*folders[:place]))
     return str(root.joinpath(*folders, Path(name).stem + ".txt"))
+
+
+def _labels_name(folder: Path) -> str:
+    return (first_existing(folder, ["labels"]) or folder / "labels").name
 
 
 def _read(

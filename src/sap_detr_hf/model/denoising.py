@@ -92,13 +92,18 @@ def denoising_queries(
         class_embedding: the content of a query of each class.
         config: number of pairs, and the noise's strengths.
         noise: see [`draw_noise`], which is called without it.
+
+    Raises:
+        ValueError: noise of another width.
     """
+    pyramid = hasattr(config, "num_feature_levels")
     if noise is None:
-        pyramid = hasattr(config, "num_feature_levels")
         noise = draw_noise(len(labels), config.denoising_pairs, class_embedding.weight.device, levels=pyramid)
+    widths = tuple(NOISE_WIDTHS.values())
+    if noise.shape[-1] != sum(widths) + pyramid:
+        raise ValueError(f"The noise needs {sum(widths) + pyramid} numbers for each query, not {noise.shape[-1]}.")
     pairs, num_labels = noise.shape[2], class_embedding.num_embeddings
     targets = pad_targets(labels, num_labels, noise.device)
-    widths = tuple(NOISE_WIDTHS.values())
     parts = dict(zip(NOISE_WIDTHS, noise[..., : sum(widths)].split(widths, dim=-1), strict=True))  # (B, 2, P, ·)
     counts = torch.tensor(targets.counts).to(noise.device, non_blocking=True)[:, None]  # (B, 1)
     boxes = nn.functional.pad(targets.corners, (0, 0, 0, 1), value=0.5)  # (B, T + 1, 4): never empty
@@ -147,7 +152,7 @@ def denoising_queries(
         weights=(weight[:, None] * ~(is_outside[..., 0] & misleading)).flatten(1, 2),
         target_classes=target_classes,
         target_corners=target_corners,
-        level_noise=noise[..., sum(widths) :].flatten(1) if noise.shape[-1] > sum(widths) else None,
+        level_noise=noise[..., -1].flatten(1) if pyramid else None,
     )
 
 

@@ -395,7 +395,7 @@ def weighted_sum(losses: dict[str, torch.Tensor], config: SapDetrConfig) -> torc
     }
     if forgotten := losses.keys() - weights.keys() - REPORTED_ONLY:
         raise ValueError(f"{', '.join(sorted(forgotten))}: a loss without a coefficient in `weighted_sum`.")
-    return torch.stack([weight * losses[name].sum() for name, weight in weights.items() if name in losses]).sum()
+    return torch.stack([weight * losses[name].sum() for name, weight in weights.items()]).sum()
 
 
 def named_by_layer(losses: dict[str, torch.Tensor], suffix: str = "") -> dict[str, torch.Tensor]:

@@ -48,21 +48,22 @@ def build_model(settings: TrainingSettings, data: DetectionData) -> PreTrainedMo
         from ..weights.backbone import load_backbone_weights
 
         load_backbone_weights(model, settings.backbone_weights)
-    elif settings.variant:
+    prepare_to_train(model, settings)
+    if settings.variant and not settings.backbone_weights:
         check_random_backbone(model, settings)
-    return prepare_to_train(model, settings)
+    return model
 
 
 def check_random_backbone(model: PreTrainedModel, settings: TrainingSettings) -> None:
     """Warn of constant BatchNorm in a backbone that starts from random weights.
 
     Raises:
-        ValueError: `freeze` would keep all of its weights random.
+        ValueError: all of its weights are frozen.
     """
     if getattr(model.config.backbone_config, "use_pretrained_backbone", False):
         return
     advice = "give `backbone_weights` (a file or Hub id with ImageNet weights)"
-    if any("model.backbone.".startswith(f"{prefix.rstrip('.')}.") for prefix in settings.freeze):
+    if not any(parameter.requires_grad for parameter in model.base_model.get_submodule("backbone").parameters()):
         raise ValueError(f"`freeze` = {settings.freeze} would keep the random weights of the backbone: {advice}.")
     if model.config.freeze_backbone_batch_norm:
         say(

@@ -292,11 +292,10 @@ def choose_start(choices: Choices, data: DataFacts, machine: MachineFacts) -> No
         variant, why = preferred_variant(choices, data, machine)
         detector = DETECTORS.get(variant)
         if detector is not None and "backbone_weights" not in choices.given:
-            widths = sorted(SOURCE_FIELDS & choices.settings.model_overrides.keys())
-            problem = (
-                f"`model_overrides` changes its {', '.join(widths)}" if widths
-                else None if machine.has_timm else "it needs timm: `pip install timm`"
-            ) or unreachable(detector)  # fmt: skip
+            if widths := sorted(SOURCE_FIELDS & choices.settings.model_overrides.keys()):
+                problem: str | None = f"`model_overrides` changes its {', '.join(widths)}"
+            else:
+                problem = "it needs timm: `pip install timm`" if not machine.has_timm else unreachable(detector)
             if problem is None:
                 choices.choose("init_from", detector, f"{why}; starts from these weights, trained on COCO")
                 fields = FURTHER_VARIANTS.get(variant, {})
@@ -304,7 +303,7 @@ def choose_start(choices: Choices, data: DataFacts, machine: MachineFacts) -> No
                     f"of `{variant}`", **{name: v for name, v in fields.items() if name != "backbone_config"}
                 )
                 return
-            reasons.append(f"{detector} cannot be had ({problem})")
+            reasons.append(f"{detector} cannot be used ({problem})")
     weights, problem = backbone_weights(variant, choices, machine)
     if weights is None and named is None and variant != "dino-small":
         reasons.append(str(problem))
