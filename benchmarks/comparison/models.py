@@ -129,6 +129,7 @@ class Detector:
     source: str | None = None  # the detector, trained on the digits, whose weights it takes
     source_fields: Mapping[str, Any] = field(default_factory=dict)  # of its configuration, beside the source's
     pyramid: bool = False  # whether it sees several feature maps
+    settings: Mapping[str, Any] = field(default_factory=dict)  # of its training, where they differ from the others'
 
 
 DENOISING = {**CORRECTED, "denoising_pairs": DENOISING_PAIRS}
@@ -164,6 +165,12 @@ DETECTORS = {
         "SAP-DINO-DETR, varifocal class loss",
         partial(sap_dino, denoising_pairs=DENOISING_PAIRS, class_loss="varifocal"),
         pyramid=True,
+    ),
+    "sap-dino-strong": Detector(
+        "SAP-DINO-DETR, strong augmentation",
+        partial(sap_dino, denoising_pairs=DENOISING_PAIRS),
+        pyramid=True,
+        settings={"augmentation": "strong"},
     ),
     "sap-dino-plain": Detector("SAP-DINO-DETR without denoising", partial(sap_dino, denoising_pairs=0), pyramid=True),
     "dab-detr": Detector("DAB-DETR", dab_detr, authors_initial_values),

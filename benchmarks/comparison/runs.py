@@ -99,13 +99,14 @@ def run_until(settings: dict[str, Any], work: Path, results: Path, run: Run, dea
 def train_one(settings: dict[str, Any], work: Path, results: Path, run: Run) -> None:
     """Train, and write the result if the run was not interrupted."""
     folder = work / run.name
-    values = {**settings, "epochs": run.epochs, "seed": run.seed, "learning_rate": run.rate, "resume": "auto"}
+    detector = DETECTORS[run.detector]
+    values = {**settings, **detector.settings, "epochs": run.epochs, "seed": run.seed, "learning_rate": run.rate}
+    values["resume"] = "auto"
     training = TrainingSettings(**values, model=str(folder / "start"), output_dir=str(folder))
     data, _ = load_data(training)
-    source = DETECTORS[run.detector].source
-    write_start(training, data, run, trained_on_digits(work.parent, source) if source else None)
-    frozen = "model.backbone" in training.freeze
-    with trained_as_by_authors(), remembered_features() if frozen else nullcontext():
+    write_start(training, data, run, trained_on_digits(work.parent, detector.source) if detector.source else None)
+    repeated = "model.backbone" in training.freeze and training.augmentation != "strong"
+    with trained_as_by_authors(), remembered_features() if repeated else nullcontext():
         status = train(training)["status"]
     if status != "interrupted":
         add_result(results, run, result_of(training, run))

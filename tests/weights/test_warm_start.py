@@ -125,12 +125,18 @@ def test_content_path_of_the_decoder_computes_the_same(started, index):
 
 
 @pytest.mark.parametrize(
-    ("kind", "name", "dilation"),
-    [("dab-detr", "resnet18", False), ("detr", "resnet50", True), ("detr", "resnet50", False)],
+    ("kind", "name", "dilation", "fields"),
+    [
+        ("dab-detr", "resnet18", False, {}),
+        ("dab-detr", "resnet50", True, {"num_patterns": 3}),  # -dc5-pat3
+        ("dab-detr", "resnet18", False, {"random_refpoints_xy": True}),  # -fixxy
+        ("detr", "resnet50", True, {}),
+        ("detr", "resnet50", False, {}),
+    ],
 )
-def test_timm_backbones_of_the_hub_models(tmp_path, kind, name, dilation):
+def test_timm_backbones_of_the_hub_models(tmp_path, kind, name, dilation, fields):
     pytest.importorskip("timm")
-    theirs = save_source(tmp_path, kind, backbone=name, dilation=dilation)
+    theirs = save_source(tmp_path, kind, backbone=name, dilation=dilation, **fields)
     ours = warm_start(str(tmp_path)).model
     assert ours.config.backbone_config.model_type == "resnet"
     assert ours.config.dilation is dilation
