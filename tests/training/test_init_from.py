@@ -76,7 +76,7 @@ def test_a_deformable_detr_becomes_a_sap_dino_detr_that_trains_and_resumes(digit
     assert '"AP"' in (output / "metrics.jsonl").read_text()
 
 
-def test_warm_started_directory_is_fine_tuned_and_its_card_names_the_base(digits, source, tmp_path):
+def test_warm_started_directory_is_fine_tuned_and_published_with_its_base(digits, source, tmp_path, capsys):
     _, folder = source
     (folder / "README.md").write_text("---\nlicense: apache-2.0\nbase_model: someone/dab\n---\n")
     start = warm_start_model(str(folder), tmp_path / "start", query_grid=[4, 4])
@@ -85,6 +85,11 @@ def test_warm_started_directory_is_fine_tuned_and_its_card_names_the_base(digits
     assert run_here(recipe, "--output_dir", tmp_path / "run") == 0
     settings = TrainingSettings(model=str(tmp_path / "start"), data="none")
     assert metadata(CardSources(start.model.config, settings=settings)).base_model == "someone/dab"
+    capsys.readouterr()
+    assert main(["publish", str(tmp_path / "run"), "someone/digits", "--license", "apache-2.0", "--dry-run"]) == 0
+    listed = capsys.readouterr().out
+    assert "base_model: someone/dab" in listed
+    assert "model.safetensors" in listed
 
 
 def test_card_of_a_run_started_from_the_hub(source):
