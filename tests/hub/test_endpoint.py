@@ -10,6 +10,7 @@ from absent_packages import run_without
 from packaging.requirements import Requirement
 from PIL import Image
 from project_scripts import load_script
+from tiny_dino import tiny_dino
 from tiny_model import tiny_model
 from transformers import pipeline
 
@@ -63,10 +64,10 @@ json.dump([results, errors], open("results.json", "w"))
 """
 
 
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory):
+@pytest.fixture(scope="module", params=[tiny_model, tiny_dino])
+def model_dir(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
-    tiny_model().save_pretrained(folder)
+    request.param().save_pretrained(folder)
     SapDetrImageProcessorPil(size={"shortest_edge": 96, "longest_edge": 192}).save_pretrained(folder)
     return folder
 

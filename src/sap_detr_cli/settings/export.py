@@ -2,9 +2,8 @@
 
 The file takes any batch and image size.
 
-TARGET is model.onnx, model.xml (OpenVINO, its weights in model.bin beside it) or model.pt2 (torch.export, not of a
-SAP-DINO-DETR); or, with --format, a folder that gets such a file. `predict` and `evaluate` take it. A .pt2 can be any
-code: run only your own.
+TARGET is model.onnx, model.xml (OpenVINO, its weights in model.bin beside it) or model.pt2 (torch.export); or, with
+--format, a folder that gets such a file. `predict` and `evaluate` take it. A .pt2 can be any code: run only your own.
 The exit code is 1 for an export that differs from torch, of which no file is left, 2 for a model or path of no use.
 """
 

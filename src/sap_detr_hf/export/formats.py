@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch.export import ExportedProgram
+from torch.utils._pytree import tree_map_only
 
 from .graph import AXES, INPUT_NAMES, OUTPUT_NAMES
 from .packages import require_onnx, require_openvino
@@ -68,10 +69,16 @@ def save_openvino(model: Any, path: Path) -> None:
 
 
 def write_torch(program: ExportedProgram, metadata: Mapping[str, str], path: Path) -> None:
-    """Write the traced program as `torch.export.save` does, without its example inputs and the modules' names."""
+    """Write the traced program as `torch.export.save` does, without its example inputs and the modules' names.
+
+    Nor with the shapes of intermediate tensors: as formulas of the input's size, those of a SAP-DINO-DETR take minutes
+    to load. Running the program does not need them, and its `run_decompositions` finds them again.
+    """
     program.example_inputs = None
     for node in program.graph.nodes:
         node.meta.pop("nn_module_stack", None)
+        if node.op == "call_function":
+            node.meta["val"] = tree_map_only(torch.Tensor, lambda value: value.new_empty(0), node.meta["val"])
     torch.export.save(program, path, extra_files={METADATA: json.dumps(dict(metadata))})
 
 

@@ -31,13 +31,13 @@ def require_nncf() -> Any:
 
 def require_packages(suffix: str) -> None:
     """Raises ImportError that says what to install where the packages for a format are absent."""
+    if suffix == ".xml":  # first: the extra openvino brings what ONNX files need
+        require_openvino()
     if suffix in (".onnx", ".xml"):
         require_onnx()
-    if suffix == ".xml":
-        require_openvino()
 
 
 def _require(what: str, extra: str) -> None:
     for name in PACKAGES[extra]:
         if find_spec(name) is None:
-            raise ImportError(f"{what} the package {name}: pip install sap-detr-hf[{extra}].")
+            raise ImportError(f"{what} the package {name}: pip install 'sap-detr-hf[{extra}]'.")

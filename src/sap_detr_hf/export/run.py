@@ -52,7 +52,7 @@ def export_model(
     Args:
         model: a detector of this package, on the CPU in float32; it is in evaluation mode afterwards.
         image_processor: its values travel with the file, see [`detector_metadata`].
-        path: .onnx, .xml (beside it comes a .bin) or, of a SAP-DETR, .pt2.
+        path: .onnx, .xml (beside it comes a .bin) or .pt2.
         tolerance: largest accepted difference of any output.
         pictures: calibrate int8 on these and write that; not for .pt2.
         real_sizes: heights and widths of images as the model gets them, for one more comparison each.
@@ -61,11 +61,9 @@ def export_model(
     Raises:
         ExportError: a difference exceeds the tolerance or is not a number, or int8 finds too little.
         ImportError: see [`require_packages`].
-        ValueError: the model is not in float32, or a SAP-DINO-DETR is to become a .pt2 file.
+        ValueError: the model is not in float32.
     """
     require_packages(path.suffix)
-    if path.suffix == ".pt2" and model.config.model_type == "sap_dino_detr":
-        raise ValueError("torch.export takes minutes to load a SAP-DINO-DETR: export it to ONNX or OpenVINO.")
     metadata = detector_metadata(model.config, image_processor)
     with TemporaryDirectory(prefix=f"{path.name}.", suffix=SUFFIX, dir=path.parent) as folder:
         file = Path(folder) / path.name

@@ -56,7 +56,7 @@ def _decoder() -> Any:
     try:
         import av
     except ImportError as error:
-        raise ImportError("Video files are read with PyAV: pip install sap-detr-hf[video].") from error
+        raise ImportError("Video files are read with PyAV: pip install 'sap-detr-hf[video]'.") from error
     return av
 
 

