@@ -18,7 +18,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 from tqdm import tqdm
 
 from sap_detr_cli.options import options
@@ -368,7 +368,7 @@ def unreachable(repository: str) -> str | None:
             hf_hub_download(repository, "pytorch_model.bin")
     except LocalEntryNotFoundError:
         problem = "the Hub cannot be reached"
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+    except (HFValidationError, OSError) as error:
         problem = first_line(error)[:100]
     return next((text for text in gather_object([problem]) if text is not None), None)
 
@@ -392,7 +392,7 @@ def choose_speed(choices: Choices, machine: MachineFacts) -> None:
     """Choose rates, frozen parts, precision and loader for the start and the device."""
     from_detector = bool(choices["model"] or choices["init_from"])
     small, has_weights = choices["variant"] == "dino-small", bool(choices["backbone_weights"])
-    rate = 1e-4 if from_detector else 5e-4 if small else 2e-4
+    rate = 1e-4 if from_detector else 1e-3 if small else 2e-4
     start = "a trained detector" if from_detector else "a small model" if small else "a new transformer"
     choices.choose("learning_rate", rate, f"for {start}")
     if not machine.gpu_gib and small and has_weights:
