@@ -6,6 +6,13 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
+
+from sap_detr_cli.main import fail
+from sap_detr_hf.environment import hardware_name, software_versions
+from sap_detr_hf.evaluation.coco_evaluator import EVALUATORS, FASTER, installed_evaluator
+from sap_detr_hf.evaluation.coco_metric import CocoMetric, GroundTruth
+from sap_detr_hf.evaluation.report import write_results
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -17,17 +24,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--detections", type=int, default=100, help="an image")
     parser.add_argument("--json", type=Path, help="also write the results here")
     args = parser.parse_args(argv)
-    # after the arguments, so that --help answers at once
-    import torch
-
-    from sap_detr_hf.environment import hardware_name, software_versions
-    from sap_detr_hf.evaluation.coco_evaluator import EVALUATORS, FASTER, installed_evaluator
-    from sap_detr_hf.evaluation.coco_metric import CocoMetric
-    from sap_detr_hf.evaluation.report import write_results
-
     if installed_evaluator() != FASTER:
-        print('error: faster-coco-eval is not installed: pip install ".[fast-eval]"', file=sys.stderr)
-        return 2
+        return fail('faster-coco-eval is not installed: pip install ".[fast-eval]"', 2)
     truth, detections = random_detections(args.images, args.classes, args.boxes, args.detections)
     seconds, metrics = {}, []
     for evaluator in EVALUATORS:
@@ -39,8 +37,7 @@ def main(argv: list[str] | None = None) -> int:
         seconds[evaluator] = time.process_time() - started
         print(f"{evaluator}: {seconds[evaluator]:.1f} s of CPU time, AP {metrics[-1]['AP']!r}")
     if metrics[0] != metrics[1]:
-        print("error: the numbers differ", file=sys.stderr)
-        return 1
+        return fail("the numbers differ", 1)
     if args.json is not None:
         setting = {name: value for name, value in vars(args).items() if name != "json"}
         machine = {"hardware": hardware_name(torch.device("cpu")), "versions": software_versions(FASTER)}
@@ -48,11 +45,9 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def random_detections(images: int, classes: int, boxes: int, detections: int, seed: int = 0) -> tuple:
+def random_detections(images: int, classes: int, boxes: int, detections: int) -> tuple:
     """A `GroundTruth` with crowds, and for each image boxes (n, 4), scores (n,) and category ids (n,)."""
-    from sap_detr_hf.evaluation.coco_metric import GroundTruth
-
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     counts = rng.poisson(boxes, images)
     total = counts.sum()
     true = np.concatenate([rng.uniform(0, 400, (total, 2)), rng.lognormal(4, 1, (total, 2))], axis=1)

@@ -13,6 +13,8 @@ import sys
 import time
 from pathlib import Path
 
+from sap_detr_cli.main import fail
+
 from .comparison.data import DATA_SETS, data_folder, shared_settings
 from .comparison.models import DETECTORS
 from .comparison.report import write_report
@@ -74,11 +76,9 @@ def main(argv: list[str] | None = None) -> int:
                 print("The time is over: the same command goes on from here.", file=sys.stderr)
                 return 1
     except RuntimeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return fail(error, 1)
     except (ImportError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return fail(error, 2)
     return 0
 
 

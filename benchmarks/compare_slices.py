@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from sap_detr_cli.main import fail
 from sap_detr_hf.data.dataset import DetectionData, load_detection_data
 from sap_detr_hf.data.samples import open_row_image
 from sap_detr_hf.environment import hardware_name, software_versions
@@ -105,8 +106,7 @@ def main(argv: list[str] | None = None) -> int:
         results = compare(args.model, args.data, args.split, args.side, args.slice, args.overlaps)
         write_results(args.output / RESULT, results)
     except (ImportError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return fail(error, 2)
     return 0
 
 

@@ -10,6 +10,19 @@ import shlex
 import sys
 from pathlib import Path
 
+import torch
+from tqdm import tqdm
+
+from sap_detr_cli.main import fail
+from sap_detr_hf.weights.pretrained import AUTOCAST_DTYPES
+from sap_detr_hf.weights.variants import VARIANTS
+
+from .measure import environment, measure
+from .operations import operation_times, profile_table
+from .report import setting, table, write_report
+from .targets import measure_targets, targets_table
+from .tasks import Case
+
 FORWARD_MODELS = ["dab-detr-r50", "conditional-detr-r50", "detr-r50"] + [
     f"{variant}:optimized" for variant in ("r50", "r50-dc5", "r101", "r101-dc5")
 ]
@@ -37,24 +50,14 @@ def main(argv: list[str] | None = None) -> int:
     """Measure, print and write; returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
     args = _parser().parse_args(argv)
-    import torch
-    from tqdm import tqdm
-
-    from benchmarks.measure import environment, measure
-    from benchmarks.operations import operation_times, profile_table
-    from benchmarks.report import setting, table, write_report
-    from benchmarks.targets import measure_targets, targets_table
 
     def progress(items):
         return tqdm(items, disable=None, desc=args.task, leave=False)
 
-    problem = _problem(args)
-    if problem:
-        print(f"error: {problem}", file=sys.stderr)
-        return 2
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.tf32
     profiles = []
     try:
+        _check(args)
         if args.task == "targets":
             groups = measure_targets(args.rounds, progress, args.device)
         else:
@@ -63,8 +66,7 @@ def main(argv: list[str] | None = None) -> int:
             if args.profile:
                 profiles = [profile_table(case, operation_times(case)) for group in cases for case in group]
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return fail(error, 2)
     tables = [targets_table(groups)] if args.task == "targets" else [table(group) for group in groups]
     measured_on = environment(args.device)
     text = "\n\n".join([setting(measured_on), *tables, *profiles]) + "\n"
@@ -96,10 +98,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _problem(args: argparse.Namespace) -> str | None:
-    """What is wrong with the options, before anything is measured."""
-    import torch
-
+def _check(args: argparse.Namespace) -> None:
+    """Raise a ValueError for options that are of no use, before anything is measured."""
     fixed = {
         "targets": ("models", "height", "width", "batch_size", "dtypes", "profile"),
         "area": ("height", "width"),
@@ -107,20 +107,15 @@ def _problem(args: argparse.Namespace) -> str | None:
     }
     unused = [name for name in fixed.get(args.task, ()) if getattr(args, name)]
     if unused:
-        return f"`{args.task}` sets --{unused[0].replace('_', '-')} itself: leave it out"
+        raise ValueError(f"`{args.task}` sets --{unused[0].replace('_', '-')} itself: leave it out")
     if args.rounds < 1 or min(args.height or 1, args.width or 1, args.batch_size or 1) < 1:
-        return "--rounds, --height, --width and --batch-size must be at least 1"
+        raise ValueError("--rounds, --height, --width and --batch-size must be at least 1")
     if args.device == "cuda" and not torch.cuda.is_available():
-        return "PyTorch finds no CUDA device"
-    return None
+        raise ValueError("PyTorch finds no CUDA device")
 
 
 def _groups(args: argparse.Namespace) -> list[list]:
     """The cases to compare; those of one group take turns."""
-    from benchmarks.tasks import Case
-    from sap_detr_hf.weights.pretrained import AUTOCAST_DTYPES
-    from sap_detr_hf.weights.variants import VARIANTS
-
     dtypes = args.dtypes or ["float32"]
     wrong = [dtype for dtype in dtypes if dtype not in AUTOCAST_DTYPES]
     if wrong:

@@ -4,7 +4,6 @@ import argparse
 import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sap_detr_cli.main import fail
 from sap_detr_hf.data.checks import check_validation
 from sap_detr_hf.data.classes import check_categories
 from sap_detr_hf.data.dataset import DetectionData, load_detection_data
@@ -29,25 +29,6 @@ from .measure import paired_seconds
 from .models import image_batch
 
 SHOWN_METRICS = ("AP", "AP50", "AP75")
-
-
-@dataclass(frozen=True)
-class ModelResult:
-    """What one model costs and finds.
-
-    Attributes:
-        name: of the file or directory, without its path.
-        megabytes: of the file, or of the directory's weights.
-        seconds: median time of one image.
-        speedup: median over the rounds of the first model's time / this model's time in the same round.
-        metrics: the 12 COCO numbers in 0..1; `None` where there was no data.
-    """
-
-    name: str
-    megabytes: float
-    seconds: float
-    speedup: float
-    metrics: dict[str, float] | None
 
 
 def evaluate_exported(
@@ -68,7 +49,9 @@ def evaluate_exported(
         rounds: in each, every model predicts the image once, in turn.
 
     Returns:
-        `setting`, `hardware`, `versions` and `models` (a list of `ModelResult`s as dicts), for a JSON file.
+        For a JSON file, `setting`, `hardware`, `versions` and `models`, a list of dicts: `name` without its path,
+        `megabytes` of the file or of the directory's weights, `seconds` (median of one image), `speedup` (median over
+        the rounds of the first model's time / this model's) and `metrics` (the 12 COCO numbers in 0..1, or None).
 
     Raises:
         OSError, ValueError: a model or data set that cannot be used, or neither data nor size.
@@ -89,13 +72,13 @@ def evaluate_exported(
     with torch.no_grad():
         seconds = paired_seconds([partial(model, **inputs) for model, _ in models], rounds)
     results = [
-        ModelResult(
-            name=Path(name).name,
-            megabytes=size_of_file,
-            seconds=statistics.median(times),
-            speedup=statistics.median(a / b for a, b in zip(seconds[0], times, strict=True)),
-            metrics=found,
-        )
+        {
+            "name": Path(name).name,
+            "megabytes": size_of_file,
+            "seconds": statistics.median(times),
+            "speedup": statistics.median(a / b for a, b in zip(seconds[0], times, strict=True)),
+            "metrics": found,
+        }
         for name, size_of_file, times, found in zip(names, megabytes, seconds, metrics, strict=True)
     ]
     images = None if loaded is None else len(loaded.dataset)
@@ -104,7 +87,7 @@ def evaluate_exported(
         "setting": {**setting, "threads": torch.get_num_threads()},
         "hardware": hardware_name(torch.device("cpu")),
         "versions": software_versions("onnxruntime", "openvino", "nncf"),
-        "models": [asdict(result) for result in results],
+        "models": results,
     }
 
 
@@ -162,8 +145,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.json is not None:
             write_results(args.json, results)
     except (ImportError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return fail(error, 2)
     print(result_table(results["models"]))
     return 0
 

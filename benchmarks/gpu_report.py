@@ -120,7 +120,6 @@ def _numbers(values: list[float]) -> str:
 
 def _tables(title: str, rows: list[dict[str, Any]]) -> list[str]:
     names = {field.name for field in fields(Measurement)}
-    measurements = [Measurement(**row) for row in rows if names >= row.keys()]
-    for each in measurements:
-        each.overrides = {}  # the same in all, and of toys alone
+    # Overrides are the same in all, and of toys alone.
+    measurements = [Measurement(**{**row, "overrides": {}}) for row in rows if names >= row.keys()]
     return [f"## {title.capitalize()}", table(measurements)] if measurements else []

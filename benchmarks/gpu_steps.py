@@ -13,6 +13,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +55,10 @@ class Size:
     rounds: int = 7
     toy: bool = False
 
-    def case(self, task: str, model: str, batch_size: int | None = None, dtype: str = "bfloat16") -> Case:
-        """A case of this size."""
+    def case(self, task: str, model: str, batch_size: int | None = None) -> Case:
+        """A case of this size, in bfloat16."""
         toy = toy_fields(model.partition(":")[0]) if self.toy else {}
-        return Case(task, model, dtype, self.height, self.width, batch_size or self.batch_size, self.device, toy)
+        return Case(task, model, "bfloat16", self.height, self.width, batch_size or self.batch_size, self.device, toy)
 
 
 DRY_RUN = Size("cpu", height=64, width=96, batch_size=2, rounds=1, toy=True)
@@ -87,7 +88,7 @@ def gpu_tests(size: Size) -> Iterator[dict]:
             elif report.skipped or report.when == "call":
                 outcomes[report.outcome] += 1
 
-    beside = ["-n", "4"] if not size.toy and _installed("xdist") else []
+    beside = ["-n", "4"] if not size.toy and find_spec("xdist") else []
     # A line for each test: they say in the log how far a run came that took too long
     options = ["-vv", "-p", "no:cacheprovider", *beside]
     code = pytest.main([str(ROOT / "tests" / "test_gpu.py"), *options], plugins=[Outcomes()])
@@ -226,7 +227,6 @@ def measured(cases: list[Case], rounds: int, share: bool = False) -> Iterator[li
 
     Args:
         cases: all of one task, dtype and device.
-        rounds: counted rounds.
         share: count multiply-adds, and compare with the rate of a matrix product.
 
     Yields:
@@ -305,18 +305,12 @@ def kernel(size: Size) -> Iterator[dict]:
 
     `LOCAL_KERNELS=kernels-community/deformable-detr=FOLDER` names files on a machine without internet.
     """
-    if not _installed("kernels"):
+    if not find_spec("kernels"):
         yield {"not_measured": "the package `kernels` is not installed"}
         return
     models = ("dino-r50", "dino-r50:kernel")
     for rows in measured([size.case("forward", model) for model in models], size.rounds):
         yield {"rows": rows}
-
-
-def _installed(package: str) -> bool:
-    from importlib.util import find_spec
-
-    return find_spec(package) is not None
 
 
 STEPS: dict[str, Callable[[Size], Iterator[dict]]] = {

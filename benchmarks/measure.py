@@ -5,7 +5,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,11 @@ COUNTED_TASKS = ("forward", "training")  # those with multiply-adds
 MEMORY_VARIABLES = ("LD_PRELOAD", "GLIBC_TUNABLES", "THP_MEM_ALLOC_ENABLE")  # beside MALLOC_...
 
 
-@dataclass
-class Measurement:
+@dataclass(frozen=True, kw_only=True)
+class Measurement(Case):
     """What one case costs.
 
     Args:
-        task, model, dtype, height, width, batch_size, device, overrides: the case.
         seconds: median over the rounds; `seconds_low` and `seconds_high` are the quartiles.
         speedup: median over the rounds of the first case's seconds / this case's seconds in the same round.
         images_per_second: batch size / seconds.
@@ -41,14 +40,6 @@ class Measurement:
             varies as a model does, so it can exceed 1.
     """
 
-    task: str
-    model: str
-    dtype: str
-    height: int
-    width: int
-    batch_size: int
-    device: str
-    overrides: dict[str, Any]
     seconds: float
     seconds_low: float
     seconds_high: float
@@ -65,7 +56,6 @@ def measure(cases: list[Case], rounds: int = 5, memory: bool = True, progress: C
 
     Args:
         cases: two or more that are comparable.
-        rounds: counted rounds.
         memory: also run each model in a fresh process and take its peak.
         progress: wraps the rounds, for instance `tqdm.tqdm`.
 
@@ -116,16 +106,20 @@ def summary(
         speedup=statistics.median(a / b for a, b in zip(reference, seconds, strict=True)),
         images_per_second=case.batch_size / median,
     )
-    if product is not None:
-        counts = count_cost(case.model, case.height, case.width, **case.overrides)
-        result.parameters, result.multiply_adds = counts
-        result.peak_mib = in_fresh_process(case) if memory else None
-        products = counts[1]
-        if case.task == "training":
-            products = count_training_products(case.model, case.height, case.width, **case.overrides)
-        share = products * case.batch_size / matrix_size(case.device) ** 3
-        result.rate_share = share * statistics.median(a / b for a, b in zip(product, seconds, strict=True))
-    return result
+    if product is None:
+        return result
+    parameters, multiply_adds = count_cost(case.model, case.height, case.width, **case.overrides)
+    products = multiply_adds
+    if case.task == "training":
+        products = count_training_products(case.model, case.height, case.width, **case.overrides)
+    share = products * case.batch_size / matrix_size(case.device) ** 3
+    return replace(
+        result,
+        peak_mib=in_fresh_process(case) if memory else None,
+        parameters=parameters,
+        multiply_adds=multiply_adds,
+        rate_share=share * statistics.median(a / b for a, b in zip(product, seconds, strict=True)),
+    )
 
 
 def timed(action: Callable[[], Any], device: str) -> float:
@@ -151,7 +145,7 @@ def matrix_product(dtype: str, device: str) -> Callable[[], Any]:
 
 def peak_memory(case: Case) -> float:
     """MiB that a call takes at its peak on top of what is loaded; call it in a fresh process."""
-    small = Case(**{**asdict(case), "height": 256, "width": 256})  # enough tokens for 900 proposals
+    small = replace(case, height=256, width=256)  # enough tokens for 900 proposals
     TASKS[case.task](small)()  # what libraries allocate once
     action = TASKS[case.task](case)
     on_gpu = case.device != "cpu"

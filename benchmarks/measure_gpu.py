@@ -20,6 +20,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from sap_detr_cli.main import fail
+
 LIMITS = {
     "tests": 100,
     "demo": 90,
@@ -43,8 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     from .gpu_report import report
 
     if not args.dry_run and not torch.cuda.is_available():
-        print("error: PyTorch finds no CUDA device: `--dry-run` runs all steps on the CPU", file=sys.stderr)
-        return 2
+        return fail("PyTorch finds no CUDA device: `--dry-run` runs all steps on the CPU", 2)
     args.output.mkdir(parents=True, exist_ok=True)
     prefix = "dry_run" if args.dry_run else "gpu"
     command = shlex.join(["python", "-m", "benchmarks.measure_gpu", *argv])

@@ -1,6 +1,7 @@
 """The models that benchmarks compare: SAP-DETR and SAP-DINO-DETR in their forms, and transformers' DETRs."""
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -115,16 +116,20 @@ def compiled(model: PreTrainedModel) -> PreTrainedModel:
 def count_cost(name: str, height: int, width: int, **overrides) -> tuple[int, int]:
     """Parameters, and multiply-adds of one image's convolutions, matrix products and attention; before any folding."""
     model, inputs = _model_to_count(name, height, width, **overrides)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(**inputs)
-    return sum(parameter.numel() for parameter in model.parameters()), counter.get_total_flops() // 2
+    with torch.no_grad():
+        return model.num_parameters(), multiply_adds(lambda: model(**inputs))
 
 
 def count_training_products(name: str, height: int, width: int, **overrides) -> int:
     """Multiply-adds of one image's forward and backward pass, without the heads that each layer's loss takes."""
     model, inputs = _model_to_count(name, height, width, **overrides)
+    return multiply_adds(lambda: model.train().base_model(**inputs).last_hidden_state.sum().backward())
+
+
+def multiply_adds(call: Callable[[], Any]) -> int:
+    """Multiply-adds of a call's convolutions, matrix products and attention."""
     with FlopCounterMode(display=False) as counter:
-        model.train().base_model(**inputs).last_hidden_state.sum().backward()
+        call()
     return counter.get_total_flops() // 2
 
 

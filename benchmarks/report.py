@@ -44,15 +44,12 @@ def setting(environment: dict[str, Any]) -> str:
 def write_report(
     folder: Path, name: str, groups: list[list[Measurement]], environment: dict[str, Any], command: str, text: str
 ) -> None:
-    """Write `name`.json, `name`.md and, for models, `name`.png into a folder.
+    """Write `name`.json, `name`.md with `text` and, for models, `name`.png into a folder.
 
     Args:
-        folder: made if needed.
-        name: for instance "forward_cpu".
         groups: measurements; each group was measured together.
         environment: of [`benchmarks.measure.environment`].
         command: how the results were made.
-        text: content of the Markdown file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     results = [[asdict(measurement) for measurement in group] for group in groups]
@@ -92,14 +89,12 @@ def draw_bars(measurements: list[Measurement]) -> plt.Figure:
 
 
 def draw_growth(groups: list[list[Measurement]]) -> plt.Figure:
-    """Seconds and peak memory of each model against what grows from group to group: pixels, queries or batch."""
+    """Seconds and peak memory of each model against what grows from group to group: pixels or queries."""
     first, last = groups[0][0], groups[-1][0]
     if first.height * first.width != last.height * last.width:
         where, label = [group[0].height * group[0].width / 1e6 for group in groups], "megapixels"
-    elif first.batch_size != last.batch_size:
-        where, label = [group[0].batch_size for group in groups], "images a batch"
     else:
-        where, label = [group[-1].overrides.get("num_queries", 306) for group in groups], "queries"
+        where, label = [group[0].overrides["num_queries"] for group in groups], "queries"
     quantities = {"seconds": "seconds", "peak_mib": "peak memory beside the weights, MiB"}
     if any(measurement.peak_mib is None for group in groups for measurement in group):
         del quantities["peak_mib"]

@@ -19,6 +19,7 @@ from typing import Any
 
 from accelerate import PartialState
 
+from sap_detr_cli.main import fail
 from sap_detr_cli.recipes import read_recipe
 from sap_detr_cli.settings.convert_checkpoint import ConversionSettings
 from sap_detr_cli.settings.evaluate import EvaluationSettings
@@ -31,7 +32,6 @@ from sap_detr_hf.hub.model_card import COCO_ID, REPORTED_BY_AUTHORS
 from sap_detr_hf.hub.publish import sources_of_directory
 from sap_detr_hf.markdown_table import markdown_table
 from sap_detr_hf.training.loop import train
-from sap_detr_hf.weights.convert import ConversionError
 
 
 def model_directory(source: str, coco: str, output: Path) -> Path | None:
@@ -84,9 +84,8 @@ def main(argv: list[str] | None = None) -> int:
         if not PartialState().is_main_process:
             return 0
         outcome = compare_with_authors(model, results["metrics"], args.tolerance)
-    except (ConversionError, OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except (OSError, ValueError) as error:
+        return fail(error, 2)
     write_results(args.output / "reproduction.json", {**outcome, "source": args.source, "command": command})
     print(outcome_table(outcome))
     if args.publish:

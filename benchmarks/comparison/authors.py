@@ -92,10 +92,7 @@ def with_first_stage(forward: Callable) -> Callable:
             config = copy.copy(self.config)
             config.auxiliary_loss = False
             objects = [{**label, "class_labels": torch.zeros_like(label["class_labels"])} for label in labels]
-            logits, boxes = (
-                outputs.enc_outputs_class,
-                outputs.enc_outputs_coord_logits.sigmoid(),
-            )  # (B, S, K), (B, S, 4)
+            logits, boxes = outputs.enc_outputs_class, outputs.enc_outputs_coord_logits.sigmoid()  # (B, S, ·)
             loss, parts, _ = DeformableDetrForObjectDetectionLoss(logits, objects, self.device, boxes, config)
             outputs.loss = outputs.loss + loss + class_losses(parts)
             outputs.loss_dict = {**outputs.loss_dict, **{f"{name}_enc": value for name, value in parts.items()}}

@@ -14,10 +14,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import torch
 from accelerate.utils import set_seed
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoBackbone,
     AutoModelForObjectDetection,
@@ -184,13 +182,9 @@ DETECTORS = {
 
 
 def build_detector(name: str, classes: Classes, seed: int, source: str | None = None) -> PreTrainedModel:
-    """A detector with a random transformer, drawn from `seed`, and the ImageNet backbone.
+    """One of `DETECTORS` with a random transformer, drawn from `seed`, and the ImageNet backbone.
 
-    Args:
-        name: one of `DETECTORS`.
-        classes: `id2label`, `label2id` and `category_ids` of the data.
-        seed: of all random values.
-        source: directory of a trained detector to take what fits from.
+    With `source`, it takes what fits from the trained detector in this directory instead.
     """
     set_seed(seed)
     detector = DETECTORS[name]
@@ -219,11 +213,3 @@ def without_backbone(model: PreTrainedModel) -> int:
     """How many numbers a detector learns outside its backbone."""
     names = dict(model.named_parameters())
     return sum(names[name].numel() for name in names if "backbone" not in name.split("."))
-
-
-def multiply_adds(model: PreTrainedModel, height: int, width: int) -> int:
-    """Multiply-adds of one image's forward pass in evaluation mode."""
-    pixels = torch.zeros(1, 3, height, width)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.eval()(pixel_values=pixels)
-    return counter.get_total_flops() // 2

@@ -3,6 +3,7 @@
 
 import statistics
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,12 @@ import torch
 from torch import nn
 
 from benchmarks.measure import environment, paired_seconds
-from benchmarks.models import box_labels, image_batch
+from benchmarks.models import box_labels, image_batch, multiply_adds
 from benchmarks.tasks import optimizer_step
 from sap_detr_hf.evaluation.report import write_results
 
 from .authors import trained_as_by_authors
-from .models import build_detector, multiply_adds, without_backbone
+from .models import build_detector, without_backbone
 
 SPEED_FILE = "speed.json"
 BOXES = 7
@@ -46,9 +47,9 @@ def measure_speed(names: Sequence[str], results: Path, settings: dict[str, Any],
             parameter.requires_grad_(not parameter_name.startswith(tuple(settings["freeze"])))
         steps.append(optimizer_step(model.train(), {"pixel_values": pixels, "labels": labels}))
         evaluated = build_detector(name, classes, 0).eval()
-        sizes[name]["multiply_adds"] = multiply_adds(evaluated, height, width)
+        sizes[name]["multiply_adds"] = multiply_adds(partial(forward, evaluated, torch.zeros(1, 3, height, width)))
         nn.Module.to(evaluated, torch.device(device))
-        passes.append(lambda model=evaluated: forward(model, pixels))
+        passes.append(partial(forward, evaluated, pixels))
     seconds = paired_seconds([*steps, *passes], ROUNDS, device)
     medians = [statistics.median(times) for times in seconds]
     for name, step, single in zip(names, medians[: len(names)], medians[len(names) :], strict=True):

@@ -41,11 +41,7 @@ def recipe_file(name: str | Path) -> Path:
 
 
 def read_recipe(name: str | Path, settings: type[Settings] = TrainingSettings) -> dict[str, Any]:
-    """Read a YAML recipe into a dictionary from setting to value.
-
-    Args:
-        name: Name of a recipe of the package, or a file.
-        settings: Dataclass that the recipe is for.
+    """Read a YAML recipe, one of the package or a file, into a dictionary from setting to value.
 
     Raises:
         OSError: the recipe does not exist.

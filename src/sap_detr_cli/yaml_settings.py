@@ -33,7 +33,6 @@ def read_mapping(source: str, mappings: set[str]) -> list[tuple[str, Any]]:
     """Return keys and values of a YAML mapping; each value is text, None, or a list of these.
 
     Args:
-        source: The YAML text.
         mappings: Keys whose values are parsed by YAML instead of kept as text.
 
     Raises:
@@ -52,12 +51,7 @@ def read_mapping(source: str, mappings: set[str]) -> list[tuple[str, Any]]:
 
 
 def yaml_value(name: str, source: str, texts: bool) -> Any:
-    """Parse the value of a setting that is a list or a mapping.
-
-    Args:
-        name: Name of the setting, for the error message.
-        source: The value as YAML.
-        texts: Keep the items of a list as text.
+    """Parse the value of a setting that is a mapping, or a list, whose items stay text where `texts` is set.
 
     Raises:
         ValueError: `source` is not valid YAML.

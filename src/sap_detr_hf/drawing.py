@@ -65,7 +65,6 @@ def draw_sample(sample: dict[str, Any], id2label: dict[int, str], image_processo
     Args:
         sample: `pixel_values` (3, height, width) and `labels` with `class_labels` (n,) and `boxes` (n, 4) cx, cy, w, h
             in [0, 1].
-        id2label: Name of each class index.
         image_processor: What scaled and normalized the pixels.
     """
     pixel_values, labels = sample["pixel_values"], sample["labels"]
@@ -87,8 +86,6 @@ def contact_sheet(
     """Arrange images on a contact sheet, row by row, each fitted into a cell and centered.
 
     Args:
-        pictures: At least one.
-        columns: Pictures in a row.
         cell: Width and height of a cell; default is the largest width and height.
         gap: Pixels between cells.
 

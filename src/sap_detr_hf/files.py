@@ -37,12 +37,7 @@ def require_new_folder(folder: Path) -> None:
 def prepare_folder(output: Path, overwrite: bool, results: Sequence[str]) -> None:
     """Make a result folder, never over an earlier run unless told to.
 
-    With `overwrite`, remove what an earlier run left there, and nothing else.
-
-    Args:
-        output: the folder.
-        overwrite: whether it may hold anything.
-        results: names of the files and folders that a run writes there.
+    With `overwrite`, remove what an earlier run left there (files and folders named `results`), and nothing else.
 
     Raises:
         ValueError: the folder is not empty, and is not to be overwritten.

@@ -19,11 +19,7 @@ NO_CHARACTER = "\uffff"  # drawn as the font's sign for a missing letter
 
 
 def label_font(text: str, size: int) -> tuple[ImageFont.FreeTypeFont | ImageFont.ImageFont, str]:
-    """Find a font for a name.
-
-    Args:
-        text: one line.
-        size: height in pixels.
+    """Find a font for a name, one line of text, and a height in pixels.
 
     Returns:
         The font and what to draw with it: `text`, or where no installed font has its letters a readable substitute,

@@ -9,23 +9,7 @@ def table_text(text: str) -> str:
 
 
 def markdown_table(header: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
-    """Header and rows, cells as `str` gives them, without a line break at the end.
-
-    Args:
-        header: names of the columns.
-        rows: as many cells each.
-
-    Returns:
-        For instance
-
-        ```python
-        >>> print(markdown_table(["model", "AP"], [["r50", 43.1]]))
-        | model | AP |
-        |---|---|
-        | r50 | 43.1 |
-
-        ```
-    """
+    """A table, cells as `str` gives them, without a line break at the end."""
     names, *lines = [[str(cell) for cell in row] for row in (header, *rows)]
     shown = [f"| {' | '.join(line)} |" for line in (names, *lines)]
     return "\n".join([shown[0], f"|{'---|' * len(names)}", *shown[1:]])

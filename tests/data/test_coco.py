@@ -10,6 +10,7 @@ from sap_detr_hf.data.coco import (
     parse_image_id,
     parse_name,
     parse_whole_number,
+    read_boxes,
     read_coco,
     standard_objects,
 )
@@ -182,6 +183,16 @@ def test_faults_of_lists(tmp_path, changes, kind):
     assert read(tmp_path, coco() | changes).findings.counts == {kind: 1}
 
 
+def test_lines_are_those_of_the_entries_also_behind_one_that_is_no_object():
+    findings, box = Findings(), {"image_id": 1, "category_id": 1, "bbox": [5, 6, 30, 40]}
+    entries, lines = [3, box, box | {"category_id": "x"}], [("a.txt", line) for line in (1, 2, 3)]
+    assert read_boxes(entries, {1: 0}, findings, origins=lines).origins == [("a.txt", 2)]
+    assert [example.split(":")[0] for example in findings.examples["malformed annotation"]] == [
+        "a.txt, line 1",
+        "a.txt, line 3",
+    ]
+
+
 def test_image_that_is_malformed(tmp_path):
     for side in (0, -4, 1.5, float("inf"), "wide", True):
         content = coco()
@@ -227,7 +238,7 @@ def test_faults_of_boxes(tmp_path, changes, kind):
     if kind in ERRORS:
         assert "image id 1" in findings.examples[kind][0]
         with pytest.raises(ValueError, match=rf"train.json cannot be trained on or evaluated: \d+ x {kind}"):
-            findings.refuse_errors(found.path)
+            findings.refuse_errors(tmp_path / "train.json")
     elif kind != "zero-area box":
         assert learned.all()
 

@@ -468,6 +468,15 @@ def test_files_without_partner_are_reported(tmp_path):
     }
 
 
+@pytest.mark.parametrize(("side", "changed"), [("xmin", "<xmin>11<"), ("ymin", "<ymin>6<")])
+def test_boxes_of_voc_from_0_are_warned_of(tmp_path, side, changed):
+    folder = voc_set(tmp_path)
+    in_xml(changed, f"<{side}>0.0<")(folder)
+    report = full_checks(load_detection_data(folder), progress=False)
+    assert report.ok  # and is trained on
+    assert report.examples == {"Pascal VOC box from 0": [f"{folder / 'Annotations' / 'first.xml'}, line 5"]}
+
+
 def test_an_unknown_class_is_named_in_the_evaluation_too(tmp_path):
     folder = yolo_set(tmp_path)
     write(folder / "labels" / "val" / "fifth.txt", "\n7 0.5 0.5 0.1 0.1")

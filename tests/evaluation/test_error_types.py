@@ -1,4 +1,4 @@
-"""Error types by hand-made cases; the numbers of TIDE's own program on random data are the same."""
+"""Error types by hand-made cases, and the numbers of TIDE's own program."""
 
 import json
 import math
@@ -28,6 +28,48 @@ def errors_of(true, found, names=NAMES):
     metric = CocoMetric(GroundTruth.from_annotations([1, 2], names, annotations))
     metric.add(1, *([each[part] for each in found] for part in range(3)))
     return find_errors(metric)
+
+
+# Image, box, category, crowd.
+TIDE_TRUTH = [
+    (1, [0, 0, 40, 40], 3, False),
+    (1, [100, 0, 40, 40], 8, False),
+    (1, [110, 10, 40, 40], 3, False),
+    (1, [200, 0, 40, 40], 8, False),
+    (1, [0, 300, 40, 40], 5, False),
+    (1, [60, 300, 40, 40], 3, False),
+    (1, [300, 0, 100, 100], 3, True),
+    (2, [0, 0, 60, 30], 8, False),
+    (2, [5, 5, 60, 30], 8, False),
+    (2, [100, 100, 20, 20], 5, False),
+    (2, [200, 100, 80, 80], 5, False),
+    (2, [0, 200, 50, 50], 3, False),
+    (3, [0, 0, 100, 100], 5, True),
+]
+# Image, box, score, category.
+TIDE_FOUND = [
+    (1, [2, 0, 40, 40], 0.95, 3),  # right
+    (1, [0, 4, 40, 40], 0.90, 3),  # duplicate
+    (1, [1, 0, 40, 40], 0.85, 8),  # class
+    (1, [104, 2, 40, 40], 0.80, 8),  # right
+    (1, [103, 0, 40, 40], 0.75, 3),  # location, though it overlaps more with another class
+    (1, [112, 12, 40, 40], 0.70, 8),  # location, though it is on a box of another class
+    (1, [215, 0, 40, 40], 0.65, 5),  # both
+    (1, [320, 20, 30, 30], 0.60, 3),  # in a crowd region of its class
+    (1, [325, 20, 30, 30], 0.55, 8),  # background
+    (1, [390, 20, 60, 30], 0.50, 3),  # background: mostly outside the crowd region
+    (1, [0, 304, 40, 40], 0.08, 5),  # right
+    (1, [64, 300, 40, 40], 0.07, 3),  # right
+    (2, [2, 2, 60, 30], 0.99, 8),  # right
+    (2, [3, 3, 60, 30], 0.45, 8),  # right
+    (2, [4, 4, 60, 30], 0.40, 8),  # duplicate
+    (2, [104, 100, 20, 20], 0.35, 3),  # class
+    (2, [200, 130, 80, 80], 0.30, 5),  # location
+    (2, [205, 100, 80, 80], 0.25, 8),  # class
+    (2, [10, 225, 50, 50], 0.20, 8),  # both
+    (3, [10, 10, 20, 20], 0.15, 5),  # in a crowd region of its class
+    (3, [10, 10, 20, 20], 0.10, 3),  # background
+]
 
 
 def kinds(errors):
@@ -60,6 +102,27 @@ def test_one_detection_and_one_box(found, kind, missed):
     if kind != "right":
         expected[kind] += 1
     assert errors.counts() == expected
+
+
+@pytest.mark.parametrize(
+    ("crowds", "in_crowds", "ap50", "gains"),
+    [
+        (False, 0, 0.316557, (0.110317, 0.156078, 0.009351, 0.002947, 0.029978, 0.091859)),
+        (True, 2, 0.328854, (0.112840, 0.185054, 0.018702, 0.003929, 0.017680, 0.092802)),
+    ],
+)
+def test_same_numbers_as_tidecv(crowds, in_crowds, ap50, gains):
+    """Expected are the counts, AP50 and dAP of tidecv 1.0.1, which also counts the detections in crowd regions."""
+    truth = [each for each in TIDE_TRUTH if crowds or not each[3]]
+    annotations = [{"image_id": i, "bbox": b, "category_id": c, "iscrowd": int(crowd)} for i, b, c, crowd in truth]
+    metric = CocoMetric(GroundTruth.from_annotations([1, 2, 3], {3: "cat", 5: "bee", 8: "dog"}, annotations))
+    for image_id in (1, 2, 3):
+        metric.add(image_id, *zip(*(each[1:] for each in TIDE_FOUND if each[0] == image_id), strict=True))
+    errors = find_errors(metric)
+    tide = {"class": 3, "location": 3, "both": 2, "duplicate": 2, "background": 5, "missed": 2}
+    assert errors.counts() == tide | {"background": 5 - in_crowds}
+    assert errors.average_precision() == pytest.approx(ap50, abs=1e-6)
+    assert errors.gains() == pytest.approx(dict(zip(ERROR_TYPES, gains, strict=True)), abs=1e-6)
 
 
 def test_the_weaker_of_two_is_a_duplicate():

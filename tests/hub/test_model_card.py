@@ -12,7 +12,7 @@ from PIL import Image
 from tiny_model import tiny_config, tiny_model
 
 from benchmarks import write_cards
-from benchmarks.published_cards import all_cards, speed_of, without_machine_paths
+from benchmarks.write_cards import all_cards, speed_of, without_machine_paths
 from sap_detr_cli.recipes import read_recipe
 from sap_detr_cli.settings.train import TrainingSettings
 from sap_detr_hf import SapDetrConfig, SapDetrImageProcessorPil

@@ -6,6 +6,7 @@ import os
 import datasets
 import numpy as np
 import pytest
+import supervision
 import torch
 from PIL import Image
 from project_scripts import load_script
@@ -89,6 +90,34 @@ def test_yolo_has_the_same_boxes(work):
     classes = [category for row in data.dataset for category in row["objects"]["category"]]
     assert sorted(CATEGORY_IDS[number] for number in classes) == sorted(each["category_id"] for each in results)
     assert all(len(line.split()) == 5 for line in (folder / "labels/train/a.txt").read_text().splitlines())
+
+
+@pytest.mark.parametrize("to", ["coco", "yolo"])
+def test_supervision_reads_the_same_boxes(work, to):
+    predict(work, f"reread_{to}", "--as-annotations", to)
+    folder = work / f"reread_{to}" / "pre_labels"
+    images = folder / "images" / "train"
+    if to == "coco":
+        oracle = supervision.DetectionDataset.from_coco(images, folder / "annotations" / "instances_train.json")
+    else:  # supervision reads no subfolders
+        oracle = supervision.DetectionDataset.from_yolo(images, folder / "labels" / "train", folder / "data.yaml")
+    assert len(oracle.image_paths) == (3 if to == "coco" else 2)
+    data = load_detection_data(folder)
+    own = {row["image_path"]: row["objects"] for row in data.dataset}
+    lines = map(json.loads, (work / f"reread_{to}" / "detections.jsonl").read_text().splitlines())
+    predicted = {os.path.relpath(each["file"], work / "photos"): each["detections"] for each in lines}
+    for path in oracle.image_paths:
+        name, found, read = os.path.relpath(path, images), own[path], oracle.annotations[path]
+        limits = [80, 120] * 2 if name == "deep/a.jpg" else [120, 80] * 2
+        boxes = np.array([[*each["box"].values()] for each in predicted[name]]).clip(0, limits)
+        assert len(boxes) > 1
+        corners = np.array(found["bbox"])
+        corners[:, 2:] += corners[:, :2]
+        np.testing.assert_allclose(read.xyxy, corners, atol=1e-4)
+        np.testing.assert_allclose(read.xyxy, boxes, atol=0.006)  # which are rounded
+        labels = [each["label"] for each in predicted[name]]
+        assert [data.categories[category] for category in found["category"]] == labels
+        assert [oracle.classes[number] for number in read.class_id] == labels
 
 
 def test_images_of_a_coco_json_keep_their_names_and_ids(work):

@@ -1,5 +1,6 @@
 """Detection in slices: the detector's own numbers on each crop, through SAHI, in `predict` and `evaluate`."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -8,7 +9,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-from absent_packages import run_without
 from PIL import Image
 from project_scripts import load_script
 from tiny_model import tiny_model
@@ -194,17 +194,14 @@ def test_padded_batches_do_not_go_with_slices(capsys):
     assert "--pad-batches" in capsys.readouterr().err
 
 
-WITHOUT_SAHI = """
-import sys
-from sap_detr_cli.main import main
-assert main(["predict", "no_model", "photo.png", "--output", "out", "--slice", "640"]) == 2
-"""
-
-
-def test_without_sahi_one_sentence_says_what_to_install(tmp_path, monkeypatch):
-    program = WITHOUT_SAHI.replace("import sys", "import sys; sys.stderr = sys.stdout")
-    shown = run_without(["sahi"], program, tmp_path)
-    assert shown == "error: Slices need SAHI (No module named 'sahi'): pip install 'sap-detr-hf[sliced]'.\n"
+def test_opencv_without_libgl_is_named_with_its_cure(tmp_path, monkeypatch):
+    (tmp_path / "cv2.py").write_text("raise ImportError('libGL.so.1: cannot open shared object file')")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in list(sys.modules):
+        if name.split(".")[0] in ("cv2", "sahi") or name == "sap_detr_hf.inference.slices":
+            monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(ImportError, match=r"cannot be imported \(libGL.*`pip install opencv-python-headless`\.$"):
+        importlib.import_module("sap_detr_hf.inference.slices")
 
 
 def test_opencv_needs_no_display():

@@ -220,7 +220,7 @@ def test_broken_videos(tmp_path):
 def test_video_without_a_decoder(tmp_path, monkeypatch):
     write_video(tmp_path / "clip.mp4")
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(ImportError, match=r"pip install sap-detr-hf\[video\]"):
+    with pytest.raises(ImportError, match=r"pip install 'sap-detr-hf\[video\]'"):
         InputImages([str(tmp_path / "clip.mp4")]).count()
 
 

@@ -6,7 +6,7 @@ import torch
 
 from sap_detr_hf.training.batches import ProcessBatchSampler, epoch_batches
 
-SIZES = {"images_per_device": 3, "seed": 5}
+SIZES = {"images_per_device": 3, "group_size": 3, "seed": 5}
 
 
 def test_every_image_comes_once_and_the_last_step_is_filled_up():

@@ -137,7 +137,7 @@ def test_every_image_of_a_begun_epoch_comes_once(go_on, monkeypatch, begun, tmp_
 def test_the_order_of_a_begun_epoch_does_not_depend_on_the_batches():
     wide = np.arange(21) % 3 != 0
     order = {"seed": 42, "wide": wide}
-    begun = ProcessBatchSampler(21, 1, 0, 1, images_per_device=4, **order)
+    begun = ProcessBatchSampler(21, 1, 0, 1, images_per_device=4, group_size=4, **order)
     for processes, size, group_size in [(1, 1, 1), (2, 2, 2), (1, 4, 0), (4, 1, 0)]:
         shares = []
         for process in range(processes):

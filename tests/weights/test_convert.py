@@ -120,6 +120,7 @@ def _changed(change) -> dict[str, torch.Tensor]:
     [
         (lambda t: t.pop("input_proj.bias"), "1 tensors are missing .*input_projection.bias"),
         (lambda t: t.update({"mask_head.weight": torch.zeros(1)}), "`mask_head.weight` does not exist in SAP-DETR"),
+        (lambda t: t.update({"transformer.decoder.mask": torch.zeros(1)}), "`transformer.decoder.mask` does not exist"),
         (lambda t: t.update({"class_embed.3.layers.0.bias": torch.ones(256)}), "must be one shared tensor"),
         (lambda t: t.update({"obj_embed.bias": torch.zeros(2)}), r"has the shape \(2,\)"),
         (lambda t: t.update({"refpoint_embed.weight": torch.zeros(306, 2)}), "fixed grid of 17 x 18"),

@@ -69,9 +69,32 @@ def build_page(
         gr.Markdown(INTRODUCTION.format(title=title, names=names, or_example=or_example))
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
-                upload, slider, points, slices, chosen = _controls(examples, threshold)
+                upload = gr.Image(label="Picture", type="filepath", sources=["upload", "clipboard"], height=260)
+                if examples:
+                    gr.Examples([[str(path)] for path in examples], upload, label="Examples", examples_per_page=8)
+                slider = gr.Slider(LOWEST_SCORE, 1, threshold, step=0.01, label="Threshold", info="Lowest score shown")
+                points = gr.Checkbox(label="Show salient points")
+                slices = gr.Dropdown(
+                    [("none", 0), *((f"{size} x {size} pixels", size) for size in SLICE_SIZES)],
+                    filterable=False,
+                    visible=find_spec("sahi") is not None,
+                    label="Slices",
+                    info="For small objects in large pictures.",
+                )
+                chosen = gr.Dropdown(
+                    [NOTHING_CHOSEN],
+                    filterable=False,
+                    label="Attention of one detection",
+                    info="Where its query looked. A click on a row of the table chooses, too.",
+                )
             with gr.Column(scale=3, min_width=300):
-                notice, shown, caption, table, download = _results()
+                notice = gr.HTML(visible=False, elem_id="notice")
+                shown = gr.Image(
+                    label="Detections", interactive=False, elem_id="shown", buttons=["download", "fullscreen"]
+                )
+                caption = gr.Markdown(elem_id="caption")
+                table = gr.Dataframe(headers=COLUMNS, interactive=False, max_height=340, buttons=[], elem_id="table")
+                download = gr.DownloadButton("Download as JSON", interactive=False)
 
         def detect(file: dict[str, Any] | None, slice_size: int) -> tuple:
             return _detect(detector, file, slice_size if slice_size in SLICE_SIZES else None)
@@ -100,39 +123,6 @@ def build_page(
             attend, [picture, chosen], notice, show_progress_on=shown
         ).then(**redraw)
     return page.queue(max_size=32, default_concurrency_limit=2)
-
-
-def _controls(examples: Sequence[Path], threshold: float) -> tuple[gr.Image, gr.Slider, gr.Checkbox, Any, Any]:
-    """The left column: the picture to choose, threshold, salient points, slices and the detection to explain."""
-    upload = gr.Image(label="Picture", type="filepath", sources=["upload", "clipboard"], height=260)
-    if examples:
-        gr.Examples([[str(path)] for path in examples], upload, label="Examples", examples_per_page=8)
-    slider = gr.Slider(LOWEST_SCORE, 1, threshold, step=0.01, label="Threshold", info="Lowest score shown")
-    points = gr.Checkbox(label="Show salient points")
-    slices = gr.Dropdown(
-        [("none", 0), *((f"{size} x {size} pixels", size) for size in SLICE_SIZES)],
-        filterable=False,
-        visible=find_spec("sahi") is not None,
-        label="Slices",
-        info="For small objects in large pictures.",
-    )
-    chosen = gr.Dropdown(
-        [NOTHING_CHOSEN],
-        filterable=False,
-        label="Attention of one detection",
-        info="Where its query looked. A click on a row of the table chooses, too.",
-    )
-    return upload, slider, points, slices, chosen
-
-
-def _results() -> tuple[gr.HTML, gr.Image, gr.Markdown, Any, gr.DownloadButton]:
-    """The right column: the notice, the drawn picture, its caption, the table and the download."""
-    notice = gr.HTML(visible=False, elem_id="notice")
-    shown = gr.Image(label="Detections", interactive=False, elem_id="shown", buttons=["download", "fullscreen"])
-    caption = gr.Markdown(elem_id="caption")
-    table = gr.Dataframe(headers=COLUMNS, interactive=False, max_height=340, buttons=[], elem_id="table")
-    download = gr.DownloadButton("Download as JSON", interactive=False)
-    return notice, shown, caption, table, download
 
 
 def _detect(detector: PictureDetector, file: dict[str, Any] | None, slice_size: int | None) -> tuple:

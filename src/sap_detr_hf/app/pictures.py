@@ -118,11 +118,7 @@ class PictureDetector:
 
 
 def open_picture(path: str, name: str) -> Image.Image:
-    """A visitor's file as upright RGB.
-
-    Args:
-        path: the file.
-        name: how the message names it.
+    """A visitor's file as upright RGB, called `name` in messages.
 
     Raises:
         PictureError: it is gone, empty, too large, broken, or no picture.

@@ -101,10 +101,7 @@ def export_space(
         threshold=threshold,
         title=title,
     )
-    requirements = "".join(f"{name}=={_release(name)}\n" for name in packages)
+    releases = {name: version(name).split("+")[0] for name in packages}  # without the build for one kind of hardware
+    requirements = "".join(f"{name}=={release}\n" for name, release in releases.items())
     for name, text in (("README.md", readme), ("requirements.txt", requirements), ("app.py", app)):
         (folder / name).write_text(text, encoding="utf-8")
-
-
-def _release(name: str) -> str:
-    return version(name).split("+")[0]  # without the build for one kind of hardware

@@ -14,7 +14,6 @@ def run(settings: ConversionSettings) -> int:
         settings.checkpoint, settings.output_dir, settings.variant, settings.verify, settings.dilation
     )
     (Path(settings.output_dir) / "README.md").write_text(card_of_converted(model.config), encoding="utf-8")
-    parameters = sum(p.numel() for p in model.parameters())
-    print(f"{settings.output_dir}: {parameters:,} parameters, {model.config.num_labels} classes", end="")
+    print(f"{settings.output_dir}: {model.num_parameters():,} parameters, {model.config.num_labels} classes", end="")
     print(", verified" if settings.verify else "")
     return 0

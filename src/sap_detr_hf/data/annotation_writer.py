@@ -88,13 +88,14 @@ class AnnotationWriter:
             path.symlink_to(Path(image.picture).resolve())
         else:
             shutil.copyfile(image.picture, path)
-        self._write_labels(split, name, image, self.splits.setdefault(split, []))
+        self.splits.setdefault(split, [])
+        self._write_labels(split, name, image)
 
     def _label_name(self, name: str) -> str:
         """What two images of a folder must not share."""
         return os.path.splitext(name)[0]
 
-    def _write_labels(self, split: str, name: str, image: AnnotatedImage, written: list[Any]) -> None:
+    def _write_labels(self, split: str, name: str, image: AnnotatedImage) -> None:
         raise NotImplementedError
 
     def _finish(self) -> None:
@@ -119,7 +120,7 @@ class CocoWriter(AnnotationWriter):
     def _label_name(self, name: str) -> str:
         return name
 
-    def _write_labels(self, split: str, name: str, image: AnnotatedImage, written: list[Any]) -> None:
+    def _write_labels(self, split: str, name: str, image: AnnotatedImage) -> None:
         entry = {"id": image.image_id, "file_name": name, "width": image.size[0], "height": image.size[1]}
         annotations = []
         for place, (box, category) in enumerate(zip(image.boxes, image.categories, strict=True)):
@@ -127,7 +128,7 @@ class CocoWriter(AnnotationWriter):
             annotation = {"category_id": category, "bbox": box, "area": area, "segmentation": []}
             annotation["iscrowd"] = int(image.crowd[place]) if image.crowd else 0
             annotations.append(annotation | ({"score": image.scores[place]} if image.scores else {}))
-        written.append((entry, json.dumps(annotations)))  # as text: a tenth of the memory
+        self.splits[split].append((entry, json.dumps(annotations)))  # as text: a tenth of the memory
 
     def _finish(self) -> None:
         (self.target / "annotations").mkdir(exist_ok=True)
@@ -150,7 +151,7 @@ class CocoWriter(AnnotationWriter):
 class YoloWriter(AnnotationWriter):
     """`data.yaml`, `images/SPLIT` and `labels/SPLIT`; classes are numbered from 0 in the order of category ids."""
 
-    def _write_labels(self, split: str, name: str, image: AnnotatedImage, written: list[Any]) -> None:
+    def _write_labels(self, split: str, name: str, image: AnnotatedImage) -> None:
         numbers = {category: number for number, category in enumerate(self.categories)}
         width, height = image.size
         lines = []
@@ -189,7 +190,7 @@ class VocWriter(AnnotationWriter):
                 raise ValueError(f'Pascal VOC cannot hold the category name "{name}": {why}.')
             seen.add(name)
 
-    def _write_labels(self, split: str, name: str, image: AnnotatedImage, written: list[Any]) -> None:
+    def _write_labels(self, split: str, name: str, image: AnnotatedImage) -> None:
         root = ElementTree.Element("annotation")
         _element(root, filename=name)
         _element(ElementTree.SubElement(root, "size"), width=image.size[0], height=image.size[1], depth=3)
@@ -204,7 +205,7 @@ class VocWriter(AnnotationWriter):
         path = self.target / "Annotations" / f"{stem}.xml"
         path.parent.mkdir(parents=True, exist_ok=True)
         ElementTree.ElementTree(root).write(path, encoding="utf-8")
-        written.append(stem)
+        self.splits[split].append(stem)
 
     def _finish(self) -> None:
         lists = self.target / "ImageSets" / "Main"

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torchvision import tv_tensors
 from torchvision.ops import box_area
+from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from ..model.detection_processing import released_image_size
@@ -40,6 +41,8 @@ PUBLISHED_SCALES_BEFORE_CROP = (400, 500, 600)
 PUBLISHED_CROP = (384, 600)
 # A picture like 1 x 4000 would get 1.6 million columns before its crop; this bounds it far beyond any photograph.
 LONGEST_BEFORE_CROP = 10
+
+random_flip = v2.RandomHorizontalFlip()  # of an image and its boxes, one time in two
 
 
 def make_augmentation(
@@ -114,13 +117,6 @@ class ReleasedAugmentation:
             image, target = resize(image, target, scale, LONGEST_BEFORE_CROP * self.longest_edge)
             image, target = random_size_crop(image, target, *self.crop)
         return resize(image, target, _choose(self.scales), self.longest_edge)
-
-
-def random_flip(image: torch.Tensor, target: Target) -> tuple[torch.Tensor, Target]:
-    """Mirror the image and its boxes from left to right, one time in two."""
-    if torch.rand(()) >= 0.5:
-        return image, target
-    return F.horizontal_flip(image), {**target, "boxes": F.horizontal_flip(target["boxes"])}
 
 
 def resize(image: torch.Tensor, target: Target, shortest_edge: int, longest_edge: int) -> tuple[torch.Tensor, Target]:

@@ -4,6 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -16,7 +17,8 @@ from ..model.image_files import open_image, upright_size
 from .dataset import DetectionData
 from .findings import ERRORS, WARNINGS, Boxes, Findings, check_boxes, check_image_ids, label_origins
 from .image_paths import file_names
-from .samples import image_name, image_source
+from .samples import image_name
+from .sources import image_source
 
 ROWS_AT_ONCE = 10_000
 IMAGES_AT_ONCE = 200
@@ -84,8 +86,7 @@ def cheap_checks(data: DetectionData, num_queries: int | None = None) -> DataRep
         data: One split, not streamed.
         num_queries: The model's queries, if it is known: images with more boxes are then reported.
     """
-    report = DataReport(source=_source(data), images=len(data.dataset))
-    report.include(data.findings)
+    report = DataReport(source=_source(data), images=len(data.dataset), **vars(deepcopy(data.findings)))
     per_category: Counter[int] = Counter()
     farthest = -np.inf
     for boxes, image_ids, sizes in _batches(data):
@@ -96,7 +97,9 @@ def cheap_checks(data: DetectionData, num_queries: int | None = None) -> DataRep
         report.images_without_boxes += int((per_image == 0).sum())
         per_category.update(boxes.category[learned].tolist())
         if num_queries is not None:
-            _add_crowded(report, image_ids, per_image, num_queries)
+            for place in np.flatnonzero(per_image > num_queries):
+                crowded = f"image id {image_ids[place]}: {per_image[place]} boxes, {num_queries} queries"
+                report.add("more boxes than queries", crowded)
         corners = boxes.boxes[:, :2] + boxes.boxes[:, 2:]
         farthest = max(farthest, corners[np.isfinite(corners)].max(initial=-np.inf))
     if 0 < farthest <= 1:
@@ -124,7 +127,7 @@ def check_validation(data: DetectionData, rank: int = 0, processes: int = 1) -> 
         ValueError: Says what is wrong and where.
     """
     report = cheap_checks(data) if rank == 0 else DataReport(source=_source(data))
-    _open_images(report, data, range(rank, len(data.dataset), processes), workers=None, progress=False)
+    _open_images(report, data, range(rank, len(data.dataset), processes), progress=False)
     report.raise_on_errors()
 
 
@@ -150,15 +153,10 @@ def category_conflicts(training: DetectionData, other: DetectionData) -> list[st
     return conflicts
 
 
-def full_checks(
-    data: DetectionData, num_queries: int | None = None, workers: int | None = None, progress: bool = True
-) -> DataReport:
-    """`cheap_checks`, and open every image: broken ones, other sizes than annotated, EXIF orientation.
-
-    `workers` threads decode images; default is one for each processor core.
-    """
+def full_checks(data: DetectionData, num_queries: int | None = None, progress: bool = True) -> DataReport:
+    """`cheap_checks`, and open every image: broken ones, other sizes than annotated, EXIF orientation."""
     report = cheap_checks(data, num_queries)
-    _open_images(report, data, range(len(data.dataset)), workers, progress)
+    _open_images(report, data, range(len(data.dataset)), progress)
     report.images_opened = True
     return report
 
@@ -167,10 +165,10 @@ def _source(data: DetectionData) -> str:
     return f'{data.source}, split "{data.split}"' if data.split else data.source
 
 
-def _open_images(report: DataReport, data: DetectionData, places: range, workers: int | None, progress: bool) -> None:
+def _open_images(report: DataReport, data: DetectionData, places: range, progress: bool) -> None:
     rows = data.dataset.remove_columns("objects")
     bar = tqdm(total=len(places), desc="images", unit="image", disable=not progress, leave=False)
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool, bar:
+    with ThreadPoolExecutor(os.cpu_count()) as pool, bar:
         for start in range(0, len(places), IMAGES_AT_ONCE):
             # In portions: an interrupted check would otherwise first finish the images already handed to the threads.
             for problem in pool.map(lambda index: _check_image(rows[index]), places[start : start + IMAGES_AT_ONCE]):
@@ -186,36 +184,26 @@ def _batches(data: DetectionData) -> Iterator[tuple[Boxes, np.ndarray, np.ndarra
     columns = data.dataset.select_columns(names).with_format("arrow")
     for table in columns.iter(ROWS_AT_ONCE):
         objects = table["objects"].combine_chunks()
-        lengths = pc.list_value_length(objects.field("category")).to_numpy(zero_copy_only=False)
-        flat = {name: objects.field(name).flatten() for name in ("bbox", "category", "area", "iscrowd")}
-        flat["bbox"] = flat["bbox"].flatten()
-        category, areas, crowd, boxes = (
-            flat[name].to_numpy(zero_copy_only=False) for name in ("category", "area", "iscrowd", "bbox")
-        )
-        image = np.repeat(np.arange(len(table)), lengths)
+        image = pc.list_parent_indices(objects.field("category")).to_numpy(zero_copy_only=False)
+        flat = (objects.field(name).flatten(recursive=True) for name in ("bbox", "category", "area", "iscrowd"))
+        boxes, category, areas, crowd = (values.to_numpy(zero_copy_only=False) for values in flat)
         sizes = np.stack([table["width"].to_numpy(), table["height"].to_numpy()], 1)
         origins = label_origins(table["label_file"].to_pylist(), table["lines"].to_pylist()) if labels else None
         found = Boxes(image, category, boxes.reshape(-1, 4), areas, crowd != 0, origins)
         yield found, np.array(table["image_id"]), sizes
 
 
-def _add_crowded(report: DataReport, image_ids: np.ndarray, boxes: np.ndarray, num_queries: int) -> None:
-    report.add_all(
-        "more boxes than queries",
-        boxes > num_queries,
-        lambda place: f"image id {image_ids[place]}: {boxes[place]} boxes, {num_queries} queries",
-    )
-
-
 def _check_files(report: DataReport, data: DetectionData) -> None:
     """Ids and files that occur twice, and files that do not exist."""
-    files = "image_path" in data.dataset.column_names
     image_ids = data.dataset["image_id"][:]
-    paths = data.dataset["image_path"][:] if files else None
-    check_image_ids(report, np.array(image_ids), lambda place: paths[place] if paths else f"row {place}")
+    if "image_path" not in data.dataset.column_names:
+        check_image_ids(report, np.array(image_ids), lambda place: f"row {place}")
+        return
+    paths = data.dataset["image_path"][:]
+    check_image_ids(report, np.array(image_ids), paths.__getitem__)
     listing = cache(file_names)  # far quicker over a network than one look at each file
     seen: set[str] = set()
-    for path, image_id in zip(paths or (), image_ids, strict=bool(paths)):
+    for path, image_id in zip(paths, image_ids, strict=True):
         folder, name = os.path.split(path)
         if name not in listing(folder):
             report.add("missing image", f"{path} (image id {image_id})")

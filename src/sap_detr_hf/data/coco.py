@@ -10,7 +10,6 @@ import re
 import unicodedata
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,6 @@ class CocoAnnotations:
     """A COCO JSON.
 
     Attributes:
-        path: The file.
         image_ids: (images,) int64 or text, in the order of the file.
         file_names: Of each image.
         sizes: (images, 2) int64 width, height; 0 where the file does not say.
@@ -39,7 +37,6 @@ class CocoAnnotations:
         label_files: Of each image, where each has its own; None for a COCO JSON.
     """
 
-    path: Path
     image_ids: np.ndarray
     file_names: list[str]
     sizes: np.ndarray
@@ -101,7 +98,7 @@ def coco_annotations(
     boxes = read_boxes([] if images_only else content["annotations"], place_of, findings, str(path), of_boxes)
     categories = {} if images_only else read_categories(content["categories"], findings, of_categories)
     label_files = None if of_images is None else [of_images[place] for place in readable]
-    return CocoAnnotations(path, id_array(ids), names, sizes, boxes, categories, findings, label_files)
+    return CocoAnnotations(id_array(ids), names, sizes, boxes, categories, findings, label_files)
 
 
 def parse_whole_number(value: Any) -> int:
@@ -214,39 +211,33 @@ def read_boxes(
         source: Of the annotations, for messages.
         origins: Label file and line of each, where they are not of a COCO JSON.
     """
-    readable = [entry for entry in entries if isinstance(entry, Mapping)]
-    if len(readable) < len(entries):
-        strange = next(entry for entry in entries if not isinstance(entry, Mapping))
-        example = f"annotation {_short(strange)}: it is no object"
-        findings.add("malformed annotation", example, len(entries) - len(readable))
-    names = ("image_id", "category_id", "bbox", "area", "iscrowd")
-    columns = [[entry.get(name) for entry in readable] for name in names]
-    ids, of_id = _column(columns[0], parse_image_id, {int})
-    category, of_category = _column(columns[1], parse_whole_number, {int})
-    boxes, of_box = _box_column(columns[2])
-    missing = np.array([area is None for area in columns[3]], dtype=bool)
-    areas, of_area = _column([0.0 if area is None else area for area in columns[3]], parse_number, {float, int})
-    crowd, of_crowd = _column(columns[4], parse_crowd, set())
-    faults = {"image_id": of_id, "category_id": of_category, "bbox": of_box, "area": of_area, "iscrowd": of_crowd}
-    bad: dict[int, str] = {}
-    for name, of_field in faults.items():
-        bad |= {place: f"{name} {reason}" for place, reason in of_field.items() if place not in bad}
-    for place in sorted(bad):
-        where = f"annotation {_short(readable[place])}" if origins is None else line_name(origins[place])
-        findings.add("malformed annotation", f"{where}: {bad[place]}")
-    image = np.array([place_of.get(each, -1) for each in ids], dtype=np.int64)
-    keep = np.ones(len(readable), dtype=bool)
-    keep[list(bad)] = False
-    unlisted = np.flatnonzero(keep & (image < 0))
-    if len(unlisted):
-        findings.add("annotation without image", f"{source}: image id {ids[unlisted[0]]!r}", len(unlisted))
-    keep &= image >= 0
-    xywh = np.array(boxes, dtype=np.float64).reshape(-1, 4)
-    with np.errstate(all="ignore"):  # infinite boxes are found later
-        area = np.where(missing, xywh[:, 2:].clip(min=0).prod(1), np.array(areas, dtype=np.float64))
-    category_ids, crowds = np.array(category, dtype=np.int64), np.array(crowd, dtype=bool)
-    kept = None if origins is None else [origins[place] for place in np.flatnonzero(keep).tolist()]
-    return Boxes(image[keep], category_ids[keep], xywh[keep], area[keep], crowds[keep], kept)
+    rows, kept, unlisted = [], [], []
+    for place, entry in enumerate(entries):
+        try:
+            image_id = _field(entry, "image_id", parse_image_id)
+            category_id, box = _field(entry, "category_id", parse_whole_number), _field(entry, "bbox", parse_box)
+            area, crowd = _field(entry, "area", _area), _field(entry, "iscrowd", parse_crowd)
+        except ValueError as error:
+            where = f"annotation {_short(entry)}" if origins is None else line_name(origins[place])
+            findings.add("malformed annotation", f"{where}: {error}")
+            continue
+        if image_id in place_of:
+            area = max(box[2], 0.0) * max(box[3], 0.0) if area is None else area
+            rows.append((place_of[image_id], category_id, box, area, crowd))
+            kept.append(place)
+        else:
+            unlisted.append(image_id)
+    if unlisted:
+        findings.add("annotation without image", f"{source}: image id {unlisted[0]!r}", len(unlisted))
+    image, category, boxes, areas, crowds = zip(*rows, strict=True) if rows else [()] * 5
+    return Boxes(
+        np.array(image, dtype=np.int64),
+        np.array(category, dtype=np.int64),
+        np.array(boxes, dtype=np.float64).reshape(-1, 4),
+        np.array(areas, dtype=np.float64),
+        np.array(crowds, dtype=bool),
+        None if origins is None else [origins[place] for place in kept],
+    )
 
 
 def standard_objects(objects: Any, category_column: str = "category", box_format: str = "xywh") -> dict[str, list]:
@@ -268,7 +259,7 @@ def standard_objects(objects: Any, category_column: str = "category", box_format
     if objects is None:
         raise ValueError("objects is null; an image without boxes has empty lists")
     rules = {"bbox": ("bbox", parse_box), "category": (category_column, parse_whole_number)}
-    rules |= {"area": ("area", parse_number), "iscrowd": ("iscrowd", parse_crowd)}
+    rules |= {"area": ("area", _area), "iscrowd": ("iscrowd", parse_crowd)}
     standard: dict[str, list] = {}
     for name, (column, rule) in rules.items():
         values = objects.get(column)
@@ -279,14 +270,13 @@ def standard_objects(objects: Any, category_column: str = "category", box_format
         if len(values) != len(standard.get("bbox", values)):
             raise ValueError(f"it has {len(standard['bbox'])} boxes, but objects.{column} has {len(values)} entries")
         try:
-            standard[name] = [0.0 if name == "area" and value is None else rule(value) for value in values]
+            standard[name] = [rule(value) for value in values]
         except ValueError as error:
             raise ValueError(f"an entry of objects.{column} {error}") from error
         if name == "bbox" and box_format == "xyxy":
             standard[name] = [[x1, y1, x2 - x1, y2 - y1] for x1, y1, x2, y2 in standard[name]]
-    given = objects.get("area")
     for place, (_, _, width, height) in enumerate(standard["bbox"]):
-        if given is None or given[place] is None:
+        if standard["area"][place] is None:
             standard["area"][place] = max(width, 0.0) * max(height, 0.0)
     return standard
 
@@ -380,7 +370,7 @@ def _side(value: Any) -> int:
 
 
 def _field(entry: Any, name: str, rule: Callable[[Any], Any]) -> Any:
-    if not isinstance(entry, dict):
+    if not isinstance(entry, (dict, Mapping)):  # a dictionary first: it is seen at once
         raise ValueError("it is no object")
     try:
         return rule(entry.get(name))
@@ -388,38 +378,12 @@ def _field(entry: Any, name: str, rule: Callable[[Any], Any]) -> Any:
         raise ValueError(f"{name} {error}") from error
 
 
+def _area(value: Any) -> float | None:
+    return None if value is None else parse_number(value)
+
+
 def _half_characters(text: str) -> bool:
     return any("\ud800" <= letter <= "\udfff" for letter in text)
-
-
-def _column(values: list[Any], rule: Callable[[Any], Any], plain: set[type]) -> tuple[list[Any], dict[int, str]]:
-    """The values by a rule, which `plain` types need not, and place -> why a value cannot be read."""
-    if set(map(type, values)) <= plain and all(abs(value) < 2**63 for value in values):
-        return values, {}
-    column, faults = [], {}
-    seen: dict[Hashable, Any] = {}  # most columns repeat a few values
-    for place, value in enumerate(values):
-        key = (type(value), value) if isinstance(value, Hashable) else None
-        try:
-            if key is None or key not in seen:
-                seen[key] = rule(value)
-            column.append(seen[key])
-        except ValueError as error:
-            column.append(0)
-            faults[place] = str(error)
-    return column, faults
-
-
-def _box_column(values: list[Any]) -> tuple[Any, dict[int, str]]:
-    if set(map(type, values)) <= {list} and set(map(len, values)) <= {4}:
-        numbers = list(chain.from_iterable(values))
-        if set(map(type, numbers)) <= {int, float}:
-            try:
-                return np.array(numbers, dtype=np.float64), {}
-            except OverflowError:  # a whole number of more than 308 digits
-                pass
-    boxes, faults = _column(values, parse_box, set())
-    return [[0.0] * 4 if place in faults else each for place, each in enumerate(boxes)], faults
 
 
 def _unlike(value: Any, wanted: str) -> ValueError:

@@ -7,15 +7,18 @@ as stored bytes (`image`), opened only when a sample is made. Rows of YOLO and P
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import datasets
 
 from .classes import number_classes
+from .coco import read_coco
 from .findings import Findings
 from .image_paths import find_coco_files
-from .sources import read_coco_rows, read_columns, read_label_rows
+from .label_files import LabelFiles
+from .sources import read_columns, read_rows
 from .voc import find_voc_files
 from .yolo import find_yolo_files
 
@@ -86,14 +89,16 @@ def load_detection_data(
         raise ValueError(f'box_format must be "xywh" or "xyxy", not "{box_format}".')
     annotation_file = None
     if files := find_coco_files(Path(data), split, annotations, images):
-        annotation_file = files[0]
-        dataset, names, findings = read_coco_rows(*files, cache_dir)
-        source = str(annotation_file)
-    elif labels := find_yolo_files(Path(data), split) or find_voc_files(Path(data), split):
-        if images is not None:
+        annotation_file, image_folder = files
+        read = partial(read_coco, annotation_file)
+        labels: LabelFiles | None = LabelFiles(annotation_file, image_folder, [str(annotation_file)], [], read)
+    else:
+        labels = find_yolo_files(Path(data), split) or find_voc_files(Path(data), split)
+        if labels and images is not None:
             raise ValueError(f"An image folder belongs to a COCO JSON; {labels.source} says where its images are.")
-        dataset, names, findings = read_label_rows(labels, cache_dir)
+    if labels:
         source = str(labels.source)
+        dataset, names, findings = read_rows(labels, cache_dir)
     else:
         source = f'{data}, split "{split}"'
         dataset, names, findings = read_columns(str(data), split, box_format, cache_dir, streaming)

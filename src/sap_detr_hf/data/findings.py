@@ -37,6 +37,7 @@ WARNINGS = {
     "zero-area box": "dropped in training; evaluation counts it as COCO does, as a box that cannot be found",
     "box outside the image": "clipped, or dropped where nothing is left; if most are: are they x1, y1, x2, y2?",
     "box in the first pixel": "used as it is: is it a share of the image instead?",
+    "Pascal VOC box from 0": "read as if counted from 1, as Pascal VOC does: a pixel too large at the left and top",
     "duplicate box": "the same box and category twice in one image",
     "area far from the box": "AP of small, medium and large boxes sorts by it; training and AP do not use it",
     "duplicate file name": "the same image twice, under two ids",
@@ -85,12 +86,6 @@ class Findings:
             self.add(kind, describe(place))
         if len(places) > EXAMPLES:
             self.counts[kind] += len(places) - EXAMPLES
-
-    def include(self, other: "Findings") -> None:
-        """Add another's faults to these."""
-        self.counts.update(other.counts)
-        for kind, examples in other.examples.items():
-            self.examples[kind] = (self.examples.get(kind, []) + examples)[:EXAMPLES]
 
     @property
     def errors(self) -> dict[str, int]:

@@ -14,7 +14,6 @@ from PIL import Image
 from ..model.image_files import IMAGE_FORMATS
 
 SPLIT_NAMES = {
-    "train": ("train",),
     "val": ("val", "validation", "valid"),
     "valid": ("valid", "val", "validation"),
     "validation": ("validation", "val", "valid"),
@@ -187,11 +186,10 @@ class _Search:
     def files(self, name: str) -> list[tuple[str, bool]]:
         """Paths that may be meant, and whether each is only the name as written below another folder."""
         *parts, last = re.split(r"[\\/]+", name)
-        folders = self.folders(tuple(part for part in parts if part not in ("", ".", "..")))
         if not last:
             return []
-        found = self._matches([folder for folder in folders if not folder[2]], last)
-        found = found or self._matches([folder for folder in folders if folder[2]], last)
+        named, shortened = self.folders(tuple(part for part in parts if part not in ("", ".", "..")))
+        found = self._matches(named, last) or self._matches(shortened, last)
         paths: dict[str, tuple[str, bool]] = {}
         for folder, each, plain in found:
             path = os.path.join(folder, each)
@@ -199,27 +197,26 @@ class _Search:
                 paths.setdefault(os.path.realpath(path) if len(found) > 1 else path, (path, plain))
         return list(paths.values())
 
-    def _matches(self, folders: list[tuple[str, bool, bool]], name: str) -> list[tuple[str, str, bool]]:
+    def _matches(self, folders: dict[str, bool], name: str) -> list[tuple[str, str, bool]]:
         """Folder and name of the entries of this name: exactly, else in other letters, else without its suffix."""
-        exact = [(folder, name, plain) for folder, plain, _ in folders if name in self.listing(folder).names]
-        listings = [(folder, self.listing(folder)) for folder, _, _ in folders]
+        listings = {folder: self.listing(folder) for folder in folders}
+        exact = [(folder, name, plain) for folder, plain in folders.items() if name in listings[folder].names]
         key = _folded(name)
-        letters = exact or [(folder, each, False) for folder, listed in listings for each in listed.folded.get(key, ())]
-        return letters or [(folder, each, False) for folder, listed in listings for each in listed.stems.get(key, ())]
+        letters = exact or [(at, each, False) for at, listed in listings.items() for each in listed.folded.get(key, ())]
+        return letters or [(at, each, False) for at, listed in listings.items() for each in listed.stems.get(key, ())]
 
-    def _folders(self, parts: tuple[str, ...]) -> list[tuple[str, bool, bool]]:
-        """Folders that the folders of a name may mean, whether each is as written, and whether parts were left out."""
-        found: dict[str, tuple[bool, bool]] = {}
+    def _folders(self, parts: tuple[str, ...]) -> tuple[dict[str, bool], dict[str, bool]]:
+        """Folders that those of a name may mean -> whether each is as written; others, without its first folders."""
+        named: dict[str, bool] = {}
         for root in self.roots:
             if not parts and root in (self.folder.parent, self.annotations.parent):
                 continue  # a bare name is not looked for above the data set's own folders
             for folder in self._below(str(root), parts):
                 as_written = folder == os.path.join(root, *parts) and (bool(parts) or root == self.folder)
-                found.setdefault(folder, (as_written, False))
-        for cut in range(1, len(parts) + 1):
-            for folder in self._below(str(self.folder), parts[cut:]):
-                found.setdefault(folder, (False, True))
-        return [(folder, *kind) for folder, kind in found.items()]
+                named.setdefault(folder, as_written)
+        cuts = range(1, len(parts) + 1)
+        shortened = {folder: False for cut in cuts for folder in self._below(str(self.folder), parts[cut:])}
+        return named, shortened
 
     def _below(self, folder: str, parts: Iterable[str]) -> list[str]:
         folders = [folder]
@@ -249,7 +246,7 @@ def _image_folders(split: str, annotation_file: Path) -> list[str]:
 def first_existing(root: Path, names: list[str]) -> Path | None:
     """The first of these that exists, in any letters where none is as written."""
     exact = next((root / name for name in names if (root / name).exists()), None)
-    if exact is not None and exact.name not in (".", "") and exact != root:
+    if exact is not None and exact != root:
         return exact
     for name in names:
         place = root

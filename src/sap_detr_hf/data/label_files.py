@@ -20,7 +20,7 @@ class LabelFiles:
     """The files of one split.
 
     Attributes:
-        source: `data.yaml` or the like, for messages.
+        source: The COCO JSON, `data.yaml` or the like, for messages.
         image_folder: A folder of images.
         files: Those whose content the rows depend on.
         images: Those whose names and sizes they depend on.

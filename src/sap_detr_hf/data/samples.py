@@ -14,13 +14,7 @@ from ..model.image_files import open_image
 from .augmentation import Augmentation, MixingAugmentation, Target, sample_randomness, sanitize
 from .classes import class_indices
 from .dataset import DetectionData
-
-
-def image_source(row: dict[str, Any]) -> str | bytes:
-    """What `open_image` takes to open this row's image."""
-    if "image_path" in row:
-        return row["image_path"]
-    return row["image"]["bytes"] if row["image"]["bytes"] is not None else row["image"]["path"]
+from .sources import image_source
 
 
 def image_name(row: dict[str, Any]) -> str:
@@ -29,55 +23,53 @@ def image_name(row: dict[str, Any]) -> str:
     return f"{name} (image id {row['image_id']})"
 
 
-class RowPreparation:
-    """Makes a training sample of a row: opens the image, augments, normalizes, and writes its labels.
-
-    Args:
-        image_processor: Scales and normalizes; without an augmentation it also resizes.
-        augmentation: See `augmentation.py`; None prepares images exactly as at prediction.
-        category_ids: The data set's own id of each class index; None where the class index is that id.
-        seed: Of the augmentation.
-        keep_crowd: Whether the labels also hold crowd boxes (training drops them).
-    """
+class _Samples:
+    """What rows and streams share: opens a row's image, augments and normalizes it, and writes its labels."""
 
     def __init__(
         self,
+        data: DetectionData,
         image_processor: Any,
-        augmentation: Augmentation | MixingAugmentation | None,
-        category_ids: list[int] | None,
+        augmentation: Augmentation | MixingAugmentation | None = None,
+        *,
+        category_ids: list[int] | str | None = "data",
         seed: int = 0,
         keep_crowd: bool = False,
     ):
+        self.data = data
         self.image_processor = image_processor
-        self.augmentation = augmentation
-        self.category_ids = category_ids
+        self.augmentation: Any = augmentation
+        self.category_ids = data.category_ids if isinstance(category_ids, str) else category_ids
         self.seed = seed
         self.keep_crowd = keep_crowd
+        # Shared memory, so that the epoch also reaches workers that live on between epochs.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
-    def __call__(self, row: dict[str, Any], epoch: int, index: int, rows: Any = ()) -> dict[str, Any]:
-        """The sample: `pixel_values` (3, height, width) float32 and `labels`; `rows` are those it can be mixed with."""
+    def set_epoch(self, epoch: int) -> None:
+        """Give the samples another augmentation."""
+        self._epoch.fill_(epoch)
+
+    def _sample(self, row: dict[str, Any], epoch: int, index: int) -> dict[str, Any]:
         image, target = self._load(row)
         if self.augmentation is None:
             pixel_values = self.image_processor(images=image, do_pad=False, return_tensors="pt")["pixel_values"][0]
         else:
             with sample_randomness(self.seed, epoch, index):
-                image, target = self._augmentation(epoch, rows)(image, target)
+                augment = self.augmentation
+                if hasattr(augment, "in_epoch"):
+                    augment = augment.in_epoch(epoch, self._other)
+                image, target = augment(image, target)
             image = _pixels(image)
             _check_canvas(target, image)
             pixel_values = normalize(image, self.image_processor)
         return {"pixel_values": pixel_values, "labels": _labels(row, target, pixel_values.shape[-2:])}
 
-    def _augmentation(self, epoch: int, rows: Any) -> Augmentation:
-        augmentation: Any = self.augmentation
-        if not hasattr(augmentation, "in_epoch"):
-            return augmentation
-        return augmentation.in_epoch(epoch, lambda: self._load(rows[int(torch.randint(len(rows), ()))]))
+    def _other(self) -> tuple[Any, Target]:
+        rows = self.data.dataset
+        return self._load(rows[int(torch.randint(len(rows), ()))])
 
     def _load(self, row: dict[str, Any]) -> tuple[Any, Target]:
-        return open_row_image(row), self._target(row)
-
-    def _target(self, row: dict[str, Any]) -> Target:
-        objects = row["objects"]
+        image, objects = open_row_image(row), row["objects"]
         boxes = torch.tensor(objects["bbox"], dtype=torch.float32).reshape(-1, 4)  # (n, 4) x, y, width, height
         if not torch.isfinite(boxes).all():
             raise ValueError(f"{_where(row)} has a box with a coordinate that is not a finite number.")
@@ -95,54 +87,38 @@ class RowPreparation:
             "area": torch.tensor(objects["area"], dtype=torch.float32)[keep],
             "iscrowd": crowd[keep],
         }
-        return sanitize(target)
+        return image, sanitize(target)
 
 
-class _PreparedSamples:
-    """What rows and streams of samples share: the preparation and the epoch that its augmentation depends on."""
+class DetectionRows(_Samples, torch.utils.data.Dataset):
+    """Training or validation samples of a data set, by row number: `pixel_values` (3, height, width) and `labels`.
 
-    def __init__(
-        self,
-        data: DetectionData,
-        image_processor: Any,
-        augmentation: Augmentation | MixingAugmentation | None = None,
-        *,
-        category_ids: list[int] | str | None = "data",
-        seed: int = 0,
-        keep_crowd: bool = False,
-    ):
-        self.data = data
-        ids = data.category_ids if isinstance(category_ids, str) else category_ids
-        self.prepare = RowPreparation(image_processor, augmentation, ids, seed, keep_crowd)
-        # Shared memory, so that the epoch also reaches workers that live on between epochs.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+    Augmentation depends on `seed`, the epoch and the row number alone.
 
-    def set_epoch(self, epoch: int) -> None:
-        """Give the samples another augmentation."""
-        self._epoch.fill_(epoch)
-
-
-class DetectionRows(_PreparedSamples, torch.utils.data.Dataset):
-    """Training or validation samples of a data set, by row number.
-
-    `category_ids` defaults to those of the data; give the model's where a model is fine-tuned or evaluated. Other
-    arguments are those of `RowPreparation`. Augmentation depends on `seed`, the epoch and the row number alone.
+    Args:
+        data: The data set.
+        image_processor: Scales and normalizes; without an augmentation it also resizes.
+        augmentation: See `augmentation.py`; None prepares images exactly as at prediction.
+        category_ids: Id of each class index, None where the class index is the id: the model's, where one is fine-tuned
+            or evaluated; by default the data's.
+        seed: Of the augmentation.
+        keep_crowd: Whether the labels also hold crowd boxes (training drops them).
     """
 
     def __len__(self) -> int:
         return len(self.data.dataset)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """The sample of one row, see `RowPreparation`.
+        """The sample of one row.
 
         Raises:
             OSError: The image cannot be read; names the file and the image id.
             ValueError: The row's boxes or sizes cannot be right.
         """
-        return self.prepare(self.data.dataset[index], int(self._epoch), index, self.data.dataset)
+        return self._sample(self.data.dataset[index], int(self._epoch), index)
 
 
-class DetectionStream(_PreparedSamples, torch.utils.data.IterableDataset):
+class DetectionStream(_Samples, torch.utils.data.IterableDataset):
     """Samples of a streamed data set; arguments as for `DetectionRows`. Augmentation depends on the image id.
 
     Raises:
@@ -159,7 +135,7 @@ class DetectionStream(_PreparedSamples, torch.utils.data.IterableDataset):
     def __iter__(self) -> Iterator[dict[str, Any]]:
         epoch = int(self._epoch)
         for row in self.data.dataset:
-            yield self.prepare(row, epoch, abs(_id_number(row["image_id"])))
+            yield self._sample(row, epoch, abs(_id_number(row["image_id"])))
 
     def set_epoch(self, epoch: int) -> None:
         """Give the samples another augmentation, and a shuffled stream another order."""

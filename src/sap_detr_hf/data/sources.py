@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,7 @@ from datasets import ClassLabel, Features, List, Value
 from filelock import FileLock
 
 from ..model.image_files import upright_size
-from .coco import (
-    CocoAnnotations,
-    id_array,
-    parse_image_id,
-    parse_whole_number,
-    read_categories,
-    read_coco,
-    standard_objects,
-)
+from .coco import CocoAnnotations, id_array, parse_image_id, parse_whole_number, read_categories, standard_objects
 from .findings import Findings
 from .image_paths import annotation_names, find_images, first_existing, matching_split
 from .label_files import LabelFiles
@@ -39,52 +31,36 @@ OBJECTS = {
     "area": List(Value("float64")),
     "iscrowd": List(Value("int8")),
 }
-# Part of the cache keys: raise it when the rows made of the same data change.
-INDEX_VERSION = 3
+# Part of the cache keys: raise it when the rows made of the same data, or what is found wrong in it, change.
+INDEX_VERSION = 4
 ROWS_AT_ONCE = 1000
 CATEGORY_COLUMNS = ("category", "category_id", "categories", "label", "labels")
 
 
-def read_coco_rows(
-    annotation_file: Path, image_folder: Path, cache_dir: str | Path | None
-) -> tuple[datasets.Dataset, dict[int, str], Findings]:
-    """Memory-mapped rows of a COCO JSON, its categories (id -> name), and the faults of the file.
+def read_rows(labels: LabelFiles, cache_dir: str | Path | None) -> tuple[datasets.Dataset, dict[int, str], Findings]:
+    """Memory-mapped rows of a COCO JSON or label files, the categories (id -> name), and the faults of the files.
 
-    The rows are written once, into the cache, under a name made of the file's content and the image folder. Several
-    processes may ask at once: one writes, the others wait. The images' files are looked for anew each time.
+    The rows are written once, into the cache, under a name made of the files' content. Several processes may ask at
+    once: one writes, the others wait. The images' files are looked for anew each time. Rows of label files also have
+    `label_file` and the `lines` of their boxes there.
     """
-    key = _fingerprint([annotation_file], f"{image_folder.resolve()}\0")
-    return _cached_rows(key, annotation_file, image_folder, cache_dir, lambda: read_coco(annotation_file))
-
-
-def read_label_rows(
-    labels: LabelFiles, cache_dir: str | Path | None
-) -> tuple[datasets.Dataset, dict[int, str], Findings]:
-    """Like `read_coco_rows`, of label files; the rows also have `label_file` and the `lines` of their boxes there."""
-    key = _fingerprint(labels.files, f"{labels.facts()}\0")
-    return _cached_rows(key, labels.source, labels.image_folder, cache_dir, labels.read)
-
-
-def _cached_rows(
-    key: str, source: Path, image_folder: Path, cache_dir: str | Path | None, read: Callable[[], CocoAnnotations]
-) -> tuple[datasets.Dataset, dict[int, str], Findings]:
     root = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "sap_detr_hf"
-    index = root / key
+    index = root / _fingerprint(labels)
     if not index.is_dir():
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{index}.lock"):
             if not index.is_dir():
-                _write_index(read(), index)
+                _write_index(labels.read(), index)
     notes = json.loads((index / "notes.json").read_text())
     categories = {int(category_id): name for category_id, name in notes["categories"].items()}
     findings = Findings(Counter(notes["counts"]), notes["examples"])
     rows = datasets.load_from_disk(str(index))
-    found = find_images(rows["file_name"][:], image_folder, source)
+    found = find_images(rows["file_name"][:], labels.image_folder, labels.source)
     for name, path in found.renamed.items():
         findings.add("file under another name", f"{name}: {path}")
     for path, meaning in found.ambiguous.items():
         findings.add("ambiguous file name", f"{path} may mean {meaning}")
-    return _with_column(rows.remove_columns("file_name"), "image_path", found.paths), categories, findings
+    return rows.remove_columns("file_name").add_column("image_path", found.paths), categories, findings
 
 
 def read_columns(
@@ -126,14 +102,15 @@ def read_columns(
     return rows, {category: str(category) for category in sorted(found) if category >= 0}, findings
 
 
-def _fingerprint(files: Iterable[str | Path], facts: str) -> str:
+def _fingerprint(labels: LabelFiles) -> str:
     """A name made of the content of files and of what else the rows depend on."""
     digest = hashlib.blake2b(digest_size=16)
-    for path in files:
+    for path in labels.files:
         with open(path, "rb") as file:
             while block := file.read(2**22):
                 digest.update(block)
-    digest.update(f"{facts}{INDEX_VERSION}\0{datasets.__version__}".encode(errors="surrogateescape"))
+    facts = f"{labels.facts()}\0{INDEX_VERSION}\0{datasets.__version__}"
+    digest.update(facts.encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
@@ -142,8 +119,8 @@ def _write_index(coco: CocoAnnotations, index: Path) -> None:
     with tempfile.TemporaryDirectory(dir=index.parent, prefix="incomplete-") as scratch:
         aside = Path(scratch) / "index"
         _coco_rows(coco).save_to_disk(str(aside))
-        notes = {"categories": coco.categories, "annotation_file": str(coco.path)}
-        notes |= {"counts": coco.findings.counts, "examples": coco.findings.examples}
+        findings = coco.findings
+        notes = {"categories": coco.categories, "counts": findings.counts, "examples": findings.examples}
         (aside / "notes.json").write_text(json.dumps(notes))
         os.rename(aside, index)
 
@@ -173,11 +150,6 @@ def _coco_rows(coco: CocoAnnotations) -> datasets.Dataset:
         arrays += [pa.array(files, pa.string()), pa.ListArray.from_arrays(offsets, lines)]
     table = pa.Table.from_arrays(arrays, names=list(features)).cast(Features(features).arrow_schema)
     return datasets.Dataset(table, datasets.DatasetInfo(features=Features(features)))
-
-
-def _with_column(rows: datasets.Dataset, name: str, values: Sequence[Any]) -> datasets.Dataset:
-    column = datasets.Dataset.from_dict({name: values})
-    return datasets.concatenate_datasets([column, rows], axis=1)
 
 
 def _open_dataset(data: str, split: str, cache_dir: str | Path | None, streaming: bool) -> Any:
@@ -267,12 +239,10 @@ def _standardize(
     standard = beside.map(_standard_row, **arguments)
     if any(fault is not None for fault in standard["fault"]):  # of an earlier time: an image's file may be back
         standard = beside.map(_standard_row, load_from_cache_file=False, **arguments)
+    absent = _rows_without_image(dataset)
     for row, fault in enumerate(standard["fault"]):
-        if fault is not None:
-            findings.add("malformed row", f"{source}, row {row}: {fault}")
-    for row in _rows_without_image(dataset):
-        if standard[row]["fault"] is None:
-            findings.add("malformed row", f"{source}, row {row}: image is null")
+        if fault is not None or row in absent:
+            findings.add("malformed row", f"{source}, row {row}: {fault or 'image is null'}")
     ids: list[int | str] = []
     for row, value in enumerate(dataset["image_id"] if "image_id" in names else ()):
         try:
@@ -281,17 +251,16 @@ def _standardize(
             findings.add("malformed row", f"{source}, row {row}: image_id {error}")
             ids.append(-1 - row)  # its own, so that it is not reported as one that occurs twice
     numbers = id_array(ids or range(len(dataset))).tolist()
-    standard = _with_column(standard.remove_columns("fault"), "image_id", numbers)
+    standard = standard.remove_columns("fault").add_column("image_id", numbers)
     return datasets.concatenate_datasets([dataset.select_columns("image"), standard], axis=1)
 
 
-def _rows_without_image(dataset: datasets.Dataset) -> list[int]:
-    rows: list[int] = []
+def _rows_without_image(dataset: datasets.Dataset) -> set[int]:
+    rows: set[int] = set()
     for start, table in enumerate(dataset.select_columns("image").with_format("arrow").iter(ROWS_AT_ONCE)):
-        image = table["image"].combine_chunks()
-        empty = pc.and_(pc.is_null(pc.struct_field(image, "bytes")), pc.is_null(pc.struct_field(image, "path")))
-        absent = pc.or_(pc.is_null(image), empty).to_numpy(zero_copy_only=False)
-        rows += (np.flatnonzero(absent) + start * ROWS_AT_ONCE).tolist()
+        content, path = (pc.struct_field(table["image"], name) for name in ("bytes", "path"))  # null of a null image
+        absent = pc.and_(pc.is_null(content), pc.is_null(path)).to_numpy()
+        rows |= {*(np.flatnonzero(absent) + start * ROWS_AT_ONCE).tolist()}
     return rows
 
 
@@ -330,8 +299,14 @@ def _size(row: dict[str, Any]) -> tuple[int, int]:
             return width, height
     if "image" not in row:
         raise ValueError("width or height is missing")
-    image = row["image"] or {"bytes": None, "path": None}
-    source = image["bytes"] if image["bytes"] is not None else image["path"]
+    source = image_source(row) if row["image"] else None
     if source is None:
         raise ValueError("image is null")
     return upright_size(source)[:2]
+
+
+def image_source(row: dict[str, Any]) -> str | bytes:
+    """What `open_image` takes to open this row's image."""
+    if "image_path" in row:
+        return row["image_path"]
+    return row["image"]["bytes"] if row["image"]["bytes"] is not None else row["image"]["path"]

@@ -2,7 +2,8 @@
 
 Coordinates are read as the VOC devkit, detectron2 and supervision do: coordinates start at 1 and include the last
 pixel, so that (1, 1, width, height) is the whole image. Some tools (CVAT, Label Studio) start at 0; their boxes become
-one pixel larger at the left and top. Objects marked `difficult` are used like all others; a `part` is ignored.
+one pixel larger at the left and top, of which a box at 0 gives a warning. Objects marked `difficult` are used like all
+others; a `part` is ignored.
 """
 
 import os
@@ -153,6 +154,8 @@ def _read_image(path: str, findings: Findings) -> VocImage | None:
         except ValueError as error:
             findings.add("malformed annotation", f"{line_name((path, line))}: {error}")
         else:
+            if -1 in box[:2]:
+                findings.add("Pascal VOC box from 0", line_name((path, line)))
             objects.append((line, name, box))
     width, height = (_text(root, f"size/{side}") or None for side in ("width", "height"))
     return VocImage(_text(root, "filename"), width, height, objects)

@@ -43,8 +43,7 @@ def make_digits(
 
     Args:
         output_dir: Folder to write to; created where missing, files of the same names are replaced.
-        train: Number of training images.
-        val: Number of validation images.
+        train, val: Number of images.
         size: Width and height of every image in pixels.
         seed: The same seed gives the same images; image i does not depend on their number.
         sources: What `train` and `val` draw from; `digit_sources(seed)` by default.
@@ -73,7 +72,7 @@ def digit_sources(seed: int) -> dict[str, DigitSource]:
     try:
         from sklearn.datasets import load_digits, load_sample_images
     except ImportError as error:
-        raise ImportError("The digits come with scikit-learn: `pip install sap-detr-hf[demo]`.") from error
+        raise ImportError("The digits come with scikit-learn: `pip install 'sap-detr-hf[demo]'`.") from error
     scans = load_digits()
     order = np.random.default_rng(seed).permutation(len(scans.target))
     number_val = int(len(order) * VALIDATION_SHARE)

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import torch
-from transformers import AutoImageProcessor, AutoModelForObjectDetection, pipeline
+from transformers import pipeline
 
 from sap_detr_cli.recipes import read_recipe
 from sap_detr_cli.settings.evaluate import EvaluationSettings
@@ -31,7 +31,6 @@ def run_demo(recipe: str | Path, output_dir: Path, train_images: int, val_images
         recipe: settings of the training: name of a recipe, or a file.
         output_dir: receives `digits/`, `model/`, `evaluation/`, `pictures/` and `demo.json`; what an earlier demo left
             there is replaced.
-        train_images, val_images: number of images of each split.
         size: side of the square images in pixels.
         overrides: training settings that replace the recipe's.
 
@@ -72,20 +71,16 @@ def run_demo(recipe: str | Path, output_dir: Path, train_images: int, val_images
 def draw_pictures(model_dir: Path, image_dir: Path, output_dir: Path) -> None:
     """Run the object-detection pipeline on the first images of a folder; draw boxes, names and salient points."""
     detector = pipeline("object-detection", model=str(model_dir))
-    model = AutoModelForObjectDetection.from_pretrained(model_dir)
-    processor = AutoImageProcessor.from_pretrained(model_dir)
     output_dir.mkdir(parents=True)
     pictures, detections = [], {}
     for path in sorted(image_dir.iterdir())[:PICTURES]:
         image = open_image(path)
         found = detector(image, threshold=THRESHOLD)
         detections[path.name] = found
-        salient = detect_with_points(model, processor, image, THRESHOLD)
+        points = detect_with_points(detector.model, detector.image_processor, image, THRESHOLD).points
         names, scores = [detection["label"] for detection in found], [detection["score"] for detection in found]
         boxes = torch.tensor([list(detection["box"].values()) for detection in found]).reshape(-1, 4)
-        scale = max(1, round(DRAWN_SIDE / max(image.size)))
-        enlarged = image.resize((image.width * scale, image.height * scale))
-        pictures.append(draw_detections(enlarged, boxes * scale, names, scores, salient.points * scale))
+        pictures.append(draw_detections(image, boxes, names, scores, points, least_side=DRAWN_SIDE))
         pictures[-1].save(output_dir / f"{path.stem}.png")
     contact_sheet(pictures, columns=3).save(output_dir / "all.png")
     (output_dir / "detections.json").write_text(json.dumps(detections, indent=2))

@@ -168,13 +168,6 @@ class GroundTruth:
         """The boxes of one category, with all images."""
         return replace(self, **self._boxes_where(self.box_categories == category_id))
 
-    def why_undefined(self) -> str | None:
-        """Why AP is not a number, None where it is one."""
-        if len(self.boxes) and not self.crowd.all():
-            return None
-        kind = "every box is a crowd region" if len(self.boxes) else "there are no boxes"
-        return f"AP is not a number: {kind} in the annotations of the {len(self.image_ids)} images"
-
     @cached_property
     def _rows_by_image(self) -> dict[int | str, np.ndarray]:
         """Image id -> places of its boxes, for images with boxes."""
@@ -226,9 +219,6 @@ class CocoMetric:
             raise ValueError(f"`evaluator` = {evaluator!r} must be one of {', '.join(EVALUATORS)}")
         self._known_images = set(truth.image_ids.tolist())
         self._detections: dict[int | str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
-
-    def __len__(self) -> int:
-        return len(self._detections)
 
     def add(self, image_id: int | str, boxes: Any, scores: Any, category_ids: Any) -> None:
         """Adds the detections of one image; none is fine.
@@ -298,11 +288,12 @@ class CocoMetric:
 
     def summarize(self, curves: Mapping[int, CategoryCurves]) -> CocoResult:
         """The official numbers from the curves of all categories."""
-        if reason := self.truth.why_undefined():
-            logging.getLogger(__name__).warning(reason)
+        if self.truth.crowd.all():
+            reason = "every box is a crowd region" if len(self.truth.boxes) else "there are no boxes"
+            where = f"in the annotations of the {len(self.truth.image_ids)} images"
+            logging.getLogger(__name__).warning(f"AP is not a number: {reason} {where}")
         category_ids = sorted(self.truth.category_names)
-        empty = [CategoryCurves.undefined()] if not category_ids else []
-        ordered = empty + [curves[category_id] for category_id in category_ids]
+        ordered = [curves[category_id] for category_id in category_ids] or [CategoryCurves.undefined()]
         precision = np.stack([curve.precision for curve in ordered], axis=2)  # (IoU, recall, class, area, maxDets)
         recall = np.stack([curve.recall for curve in ordered], axis=1)  # (IoU, class, area, maxDets)
         per_class = [

@@ -111,7 +111,7 @@ def evaluate_detections(
     batches = plan_batches(images.processed_sizes(), batch_size if sliced is None else 1, pad_batches)
     device = None if accelerator is None else accelerator.device
     detector = Detector(model, image_processor, 0.0, top_k, autocast_dtype, device)
-    predict = _Predictor(detector) if sliced is None else _SlicedPredictor(detector, sliced(detector))
+    predict = _Predictor(detector, sliced and sliced(detector))
     started = time.perf_counter()
     with evaluation_mode(model):
         for prediction in _predict_on_all_processes(predict, images, batches, accelerator, num_workers, progress):
@@ -124,15 +124,10 @@ def evaluate_detections(
 
 
 class EvaluationImages(torch.utils.data.Dataset):
-    """Images of a data set's rows, prepared for the model.
+    """Images of a data set's rows, prepared for the model, or `whole` for a detector that prepares their slices.
 
     An image that cannot be read is one even color and carries its error: every process runs its batch to the end, and
     all raise together afterwards, where a lone exception would leave the others waiting.
-
-    Args:
-        dataset: its rows.
-        image_processor: the model's.
-        whole: give the upright images themselves, for a detector that prepares their slices.
     """
 
     def __init__(self, dataset: Any, image_processor: Any, whole: bool = False):
@@ -165,45 +160,28 @@ class EvaluationImages(torch.utils.data.Dataset):
 
 
 class _Predictor:
-    """Predictions of a batch of `EvaluationImages`."""
-
-    def __init__(self, detector: Detector):
-        self.detector = detector
-        category_ids = getattr(detector.model.config, "category_ids", None)
-        self.category_ids = None if category_ids is None else np.array(category_ids, dtype=np.int64)
-
-    def __call__(self, batch: dict[str, Any]) -> list[ImagePrediction | Exception]:
-        """Per image its detections, or why there are none."""
-        labels = batch["labels"]
-        found = self.detector(batch, [label["size"] for label in labels], [label["name"] for label in labels])
-        return [
-            label["error"] or (each if isinstance(each, ValueError) else self._prediction(label["image_id"], each))
-            for label, each in zip(labels, found, strict=True)
-        ]
-
-    def _prediction(self, image_id: int, found: SalientDetections) -> ImagePrediction:
-        classes = found.classes.numpy()  # (n,)
-        category_ids = classes if self.category_ids is None else self.category_ids[classes]
-        return ImagePrediction(image_id, found.coco_boxes.numpy(), found.scores.numpy(), category_ids)
-
-
-class _SlicedPredictor(_Predictor):
-    """Predictions of a batch of whole `EvaluationImages`."""
+    """Predictions of a batch of `EvaluationImages`, whole ones where `sliced` detects in their slices."""
 
     def __init__(self, detector: Detector, sliced: Any):
-        super().__init__(detector)
-        self.sliced = sliced
+        self.detector, self.sliced = detector, sliced
 
     def __call__(self, batch: Any) -> list[ImagePrediction | Exception]:
         """Per image its detections, or why there are none."""
-        return [sample["labels"]["error"] or self._predict(sample) for sample in batch]
+        if self.sliced is None:
+            labels = batch["labels"]
+            found = self.detector(batch, [label["size"] for label in labels], [label["name"] for label in labels])
+        else:
+            labels = [sample["labels"] for sample in batch]
+            found = [each["labels"]["error"] or self.sliced(each["image"], each["labels"]["name"]) for each in batch]
+        return [label["error"] or self._prediction(label, each) for label, each in zip(labels, found, strict=True)]
 
-    def _predict(self, sample: dict[str, Any]) -> ImagePrediction | Exception:
-        label = sample["labels"]
-        try:
-            return self._prediction(label["image_id"], self.sliced.detect(sample["image"], label["name"]))
-        except ValueError as error:
-            return error
+    def _prediction(self, label: dict[str, Any], found: SalientDetections | ValueError) -> ImagePrediction | ValueError:
+        if isinstance(found, ValueError):
+            return found
+        classes = found.classes.numpy()  # (n,)
+        ids = getattr(self.detector.model.config, "category_ids", None)
+        category_ids = classes if ids is None else np.array(ids, dtype=np.int64)[classes]
+        return ImagePrediction(label["image_id"], found.coco_boxes.numpy(), found.scores.numpy(), category_ids)
 
 
 def _predict_on_all_processes(

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,6 @@ from ..distributed import all_processes_together
 from ..drawing import contact_sheet, draw_detections
 from ..environment import hardware_name, software_versions, tf32_settings
 from ..files import prepare_folder, whole_file
-from ..inference.detector import Detector
 from ..inference.exports import exported_file, load_exported
 from ..inference.sources import short_name
 from ..markdown_table import markdown_table, table_text
@@ -71,7 +70,11 @@ def evaluate_model(settings: EvaluationSettings, command: str | None = None) -> 
     accelerator = Accelerator(cpu=settings.device == "cpu" or exported_file(settings.model) is not None)
     output = Path(settings.output)
     with all_processes_together():
-        sliced = _slices(settings)
+        sliced = None
+        if settings.slice is not None:
+            from ..inference.slices import SlicedDetector  # needs SAHI
+
+            sliced = partial(SlicedDetector.of_settings, settings=settings)
         model, image_processor, data = _prepare(settings)
     with all_processes_together():
         check_validation(data, accelerator.process_index, accelerator.num_processes)
@@ -117,27 +120,12 @@ def evaluate_model(settings: EvaluationSettings, command: str | None = None) -> 
 def _prepare(settings: EvaluationSettings) -> tuple[torch.nn.Module, Any, DetectionData]:
     model, image_processor = load_exported(settings) or load_pretrained(settings.model)
     image_processor = at_size(image_processor, settings.shortest_edge, settings.longest_edge)
-    data = load_detection_data(
-        settings.data,
-        settings.split,
-        annotations=settings.annotations,
-        images=settings.images,
-        box_format=settings.box_format,
-        cache_dir=settings.cache_dir,
-    )
+    options = {name: getattr(settings, name) for name in ("annotations", "images", "box_format", "cache_dir")}
+    data = load_detection_data(settings.data, settings.split, **options)
     check_categories(data, model.config)
     if settings.max_images is not None:
         data.dataset = data.dataset.select(range(min(settings.max_images, len(data.dataset))))
     return model, image_processor, data
-
-
-def _slices(settings: EvaluationSettings) -> Callable[[Detector], Any] | None:
-    """What makes a detector in slices, where the settings ask for one; SAHI is needed then."""
-    if settings.slice is None:
-        return None
-    from ..inference.slices import SlicedDetector
-
-    return partial(SlicedDetector.of_settings, settings=settings)
 
 
 def _write_report(

@@ -9,7 +9,7 @@ feature map, T true boxes. All positions are pixels of the upright image.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import singledispatch
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -115,7 +115,6 @@ class MatchingExplanation:
         points: (D, T, 2) x, y of the matched queries' points.
         boxes: (D, T, 4) x1, y1, x2, y2 of the matched queries' boxes.
         cells: (D, T, 4) x1, y1, x2, y2 of the matched queries' cells.
-        reference_points: (N, 2) x, y of all queries.
         all_cells, cell_levels: see [`Explanation`]'s.
     """
 
@@ -126,34 +125,26 @@ class MatchingExplanation:
     points: np.ndarray
     boxes: np.ndarray
     cells: np.ndarray
-    reference_points: np.ndarray
     all_cells: np.ndarray
     cell_levels: np.ndarray
 
 
-@singledispatch
 def observation_of(model: Any, layer: int) -> Any:
     """What watches a decoder layer of a model while it runs, by the model's class.
 
     Raises:
         ValueError: the model does not have what explanations draw.
     """
-    kind = model.config.model_type
-    raise ValueError(f"Explanations draw the cells of sap_detr and sap_dino_detr models: a {kind} model has none.")
-
-
-@observation_of.register(SapDetrForObjectDetection)
-def _(model: SapDetrForObjectDetection, layer: int) -> "GaussianObservation":
+    if isinstance(model, SapDinoDetrForObjectDetection):
+        return SamplingObservation(model, layer, SamplingExplanation)
+    if not isinstance(model, SapDetrForObjectDetection):
+        kind = model.config.model_type
+        raise ValueError(f"Explanations draw the cells of sap_detr and sap_dino_detr models: a {kind} model has none.")
     if not model.config.side_directed_gaussian:
         raise ValueError(
             "The model has no side-directed Gaussian (`side_directed_gaussian` is off), which an explanation shows."
         )
     return GaussianObservation(model, layer)
-
-
-@observation_of.register(SapDinoDetrForObjectDetection)
-def _(model: SapDinoDetrForObjectDetection, layer: int) -> SamplingObservation:
-    return SamplingObservation(model, layer, SamplingExplanation)
 
 
 @torch.no_grad()
@@ -196,8 +187,10 @@ def explain_detection(
         raise detections
     query, class_index = _chosen(outputs.logits[0], detections, detection, query, threshold)
     logits = predictions["logits"][:, 0, query, class_index]  # (D,)
+    boxes, points = (values[:, query] for values in _layer_boxes(predictions, image))
+    entered_points, entered_sides = map(_array, observation.entered(outputs, query))
     cells = _cells(observation, outputs, image)
-    corner = cells["cells"][query]
+    width, height = (cells["cells"][query, 2:] - cells["cells"][query, :2]).tolist()
     return observation.explanation(
         image=image,
         detections=detections,
@@ -205,8 +198,12 @@ def explain_detection(
         label=label_name(model.config.id2label, class_index),
         layer=layer,
         scores=_array(logits.sigmoid()),
-        cell_size=(float(corner[2] - corner[0]), float(corner[3] - corner[1])),
-        **_course(predictions, observation.entered(outputs, query), query, image),
+        points=points,
+        boxes=boxes,
+        sides=np.concatenate([points - boxes[:, :2], boxes[:, 2:] - points], axis=-1),
+        entered_points=entered_points * _scale(image, 1),
+        entered_sides=entered_sides * _scale(image, 2),
+        cell_size=(width, height),
         **observation.maps(query, inputs, image.size),
         **cells,
     )
@@ -247,7 +244,7 @@ def explain_matching(
     matches = match_queries(layers, targets, labels, model.config)
     # `match_queries` sorts by query; here a column is a true box.
     queries = np.stack([query[box.argsort()].numpy() for ((query, box),) in matches])  # (D, T)
-    predicted_boxes, points = _layer_boxes(predictions, image.size)
+    predicted_boxes, points = _layer_boxes(predictions, image)
     cells = _cells(observation, outputs, image)
     index = np.arange(len(queries))[:, None]
     return MatchingExplanation(
@@ -258,7 +255,6 @@ def explain_matching(
         points=points[index, queries],
         boxes=predicted_boxes[index, queries],
         cells=cells["cells"][queries],
-        reference_points=cells["reference_points"],
         all_cells=cells["cells"],
         cell_levels=cells["cell_levels"],
     )
@@ -287,7 +283,8 @@ class GaussianObservation:
 
     Attributes:
         seen: one dict per decoder layer: its points and sides, the map's shape. That of `layer` has `gaussian` and
-            `attention`, (B, H, N, h * w), too, and see `_gaussian_shape`.
+            `attention`, (B, H, N, h * w), too, and the Gaussians' `centers` and `widths`, (B, N, H, 2), in feature-map
+            pixels.
     """
 
     explanation = GaussianExplanation
@@ -302,21 +299,19 @@ class GaussianObservation:
         model, seen = self.model, self.seen
         decoder_layers = model.model.decoder.layers
 
-        def see_gaussian(index: int) -> Any:
-            def hook(module: torch.nn.Module, arguments: tuple, bias: torch.Tensor) -> None:
-                hidden_states, points, sides, extent, _, map_shape = arguments
-                seen[index] |= {"points": points, "sides": sides, "map_shape": map_shape}
-                if index == self.layer:
-                    seen[index]["gaussian"] = bias
-                    seen[index] |= _gaussian_shape(module, hidden_states, points, sides, extent)
-
-            return hook
+        def see_gaussian(index: int, module: Any, arguments: tuple, bias: torch.Tensor) -> None:
+            hidden_states, points, sides, extent, _, map_shape = arguments
+            seen[index] |= {"points": points, "sides": sides, "map_shape": map_shape}
+            if index == self.layer:
+                centers, inverse_width = module.place(module.proj(hidden_states), points, sides, extent)
+                widths = 2 / inverse_width.abs().clamp(min=1e-6)  # standard deviations: exp(-(d a)^2 / 8)
+                seen[index] |= {"gaussian": bias, "centers": centers, "widths": widths}
 
         def see_attention(module: torch.nn.Module, arguments: tuple, output: tuple) -> None:
             seen[self.layer]["attention"] = output[1]
 
         implementation = model.config._attn_implementation
-        hooks = [each.gaussian.register_forward_hook(see_gaussian(i)) for i, each in enumerate(decoder_layers)]
+        hooks = [each.gaussian.register_forward_hook(partial(see_gaussian, i)) for i, each in enumerate(decoder_layers)]
         hooks.append(decoder_layers[self.layer].cross_attn.register_forward_hook(see_attention))
         model.set_attn_implementation({"": "eager"})  # the backbone keeps its own
         try:
@@ -353,34 +348,10 @@ class GaussianObservation:
         }
 
 
-def _gaussian_shape(
-    module: Any, hidden_states: torch.Tensor, points: torch.Tensor, sides: torch.Tensor, extent: torch.Tensor
-) -> dict[str, torch.Tensor]:
-    """Center and standard deviation of the heads' Gaussians, (B, N, H, 2) both, in feature-map pixels."""
-    centers, inverse_width = module.place(module.proj(hidden_states), points, sides, extent)
-    return {"centers": centers, "widths": 2 / inverse_width.abs().clamp(min=1e-6)}  # exp(-(d a)^2 / 8)
-
-
-def _layer_boxes(predictions: dict[str, torch.Tensor], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+def _layer_boxes(predictions: dict[str, torch.Tensor], image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
     """Boxes (D, N, 4) x1, y1, x2, y2 and points (D, N, 2) in pixels, of a batch of one image."""
-    scale = np.array(size, dtype=np.float32)
     boxes = corners_from_boxes(predictions["pred_boxes"][:, 0].float())  # (D, N, 4) in [0, 1]
-    return _array(boxes) * np.tile(scale, 2), _array(predictions["pred_points"][:, 0]) * scale
-
-
-def _course(
-    predictions: dict[str, torch.Tensor], entered: tuple[torch.Tensor, torch.Tensor], query: int, image: Image.Image
-) -> dict[str, Any]:
-    """Points, boxes and sides of a query at every layer, and those that each layer started from, in pixels."""
-    boxes, points = (values[:, query] for values in _layer_boxes(predictions, image.size))
-    entered_points, entered_sides = map(_array, entered)
-    return {
-        "points": points,
-        "boxes": boxes,
-        "sides": np.concatenate([points - boxes[:, :2], boxes[:, 2:] - points], axis=-1),
-        "entered_points": entered_points * _scale(image, 1),
-        "entered_sides": entered_sides * _scale(image, 2),
-    }
+    return _array(boxes) * _scale(image, 2), _array(predictions["pred_points"][:, 0]) * _scale(image, 1)
 
 
 def _cells(observation: Any, outputs: Any, image: Image.Image) -> dict[str, np.ndarray]:

@@ -6,7 +6,6 @@ the feature pyramid, see `LEVEL_COLORS`. Needs matplotlib.
 """
 
 from collections.abc import Sequence
-from functools import singledispatch
 
 import matplotlib
 import numpy as np
@@ -39,7 +38,12 @@ def draw_explanation(explanation: Explanation) -> Image.Image:
     _draw_grid(canvas.panels[0], explanation)
     canvas.title(1, "The box is four distances\nfrom the point to its sides")
     _draw_sides(canvas.panels[1], explanation)
-    canvas.title(2, _draw_all_heads(explanation, canvas.panels[2]))
+    if isinstance(explanation, GaussianExplanation):
+        canvas.title(2, "A Gaussian leads each head\nfrom the point to the sides")
+        _draw_all_gaussians(canvas.panels[2], explanation)
+    elif isinstance(explanation, SamplingExplanation):
+        canvas.title(2, "Each head samples between\nthe point and the sides")
+        _draw_all_samples(canvas.panels[2], explanation)
     canvas.title(3, "Cross-attention,\nmean of all heads")
     _draw_heat(canvas.panels[3], explanation, explanation.attention.mean(0))
     return canvas.picture()
@@ -79,13 +83,14 @@ def draw_layers(explanation: Explanation) -> Image.Image:
     return canvas.picture()
 
 
-@singledispatch
 def draw_heads(explanation: Explanation) -> Image.Image:
     """What leads each head, by the kind of explanation: [`draw_gaussian`] or [`draw_sampling`]."""
-    raise TypeError(type(explanation))
+    if isinstance(explanation, SamplingExplanation):
+        return draw_sampling(explanation)
+    assert isinstance(explanation, GaussianExplanation)
+    return draw_gaussian(explanation)
 
 
-@draw_heads.register
 def draw_gaussian(explanation: GaussianExplanation) -> Image.Image:
     """The side-directed Gaussian of each head over the image, with the point and box that it started from."""
     canvas = _Canvas(explanation.image, len(explanation.gaussian), HEAD_SIDE)
@@ -95,7 +100,6 @@ def draw_gaussian(explanation: GaussianExplanation) -> Image.Image:
     return canvas.picture()
 
 
-@draw_heads.register
 def draw_sampling(explanation: SamplingExplanation) -> Image.Image:
     """The sampling points of each head, with the point and box that it started from; larger ones weigh more."""
     canvas = _Canvas(explanation.image, len(explanation.sampling_points), HEAD_SIDE)
@@ -223,27 +227,18 @@ def _draw_sides(panel: Axes, explanation: Explanation) -> None:
     _draw_point(panel, point, _color(explanation.label))
 
 
-@singledispatch
-def _draw_all_heads(explanation: Explanation, panel: Axes) -> str:
-    """What leads all heads in one panel; returns the panel's title."""
-    raise TypeError(type(explanation))
-
-
-@_draw_all_heads.register
-def _(explanation: SamplingExplanation, panel: Axes) -> str:
+def _draw_all_samples(panel: Axes, explanation: SamplingExplanation) -> None:
     _draw_samples(panel, explanation, 0, len(explanation.sampling_points))
     for level in range(explanation.sampling_points.shape[1]):
         place = (0.03 + 0.25 * (level % 4), 0.03 + 0.08 * (level // 4))
         panel.text(*place, f"level {level}", color=_level_color(level), fontsize=7, transform=panel.transAxes)
-    return "Each head samples between\nthe point and the sides"
 
 
-@_draw_all_heads.register
-def _(explanation: GaussianExplanation, panel: Axes) -> str:
-    # From the point to the center of each head's Gaussian, and the line of one standard deviation around it
+def _draw_all_gaussians(panel: Axes, explanation: GaussianExplanation) -> None:
+    """From the point to the center of each head's Gaussian, and the line of one standard deviation around it."""
     _darken(panel, explanation)
+    _draw_entered(panel, explanation)
     start = explanation.entered_points[explanation.layer]
-    _draw_entered_box(panel, explanation)
     for head, (center, widths) in enumerate(
         zip(explanation.gaussian_centers, explanation.gaussian_widths, strict=True)
     ):
@@ -251,15 +246,12 @@ def _(explanation: GaussianExplanation, panel: Axes) -> str:
         panel.plot([start[0], center[0]], [start[1], center[1]], color=color, linewidth=1.4)
         panel.add_patch(Ellipse(tuple(center), *(2 * widths), facecolor=(*color[:3], 0.25), edgecolor=color))
         panel.scatter(center[0], center[1], s=14, color=[color], zorder=4)
-    _draw_point(panel, start, _color(explanation.label))
-    return "A Gaussian leads each head\nfrom the point to the sides"
 
 
 def _draw_samples(panel: Axes, explanation: SamplingExplanation, first: int, end: int) -> None:
     """The sampling points of the heads from `first` on, their area by their weight, and the box they started from."""
     _darken(panel, explanation)
-    _draw_entered_box(panel, explanation)
-    _draw_point(panel, explanation.entered_points[explanation.layer], _color(explanation.label))
+    _draw_entered(panel, explanation)
     points, weights = explanation.sampling_points[first:end], explanation.sampling_weights[first:end]
     largest = weights.max()
     for level in range(points.shape[1]):
@@ -280,13 +272,14 @@ def _draw_heat(panel: Axes, explanation: Explanation, heat: np.ndarray, highest:
     values = heat_over_image(heat, explanation.image.size, explanation.map_size)
     blended = blend_heat(explanation.image, values / (highest or values.max() or 1.0))
     _show(panel, blended)
-    _draw_entered_box(panel, explanation)
-    _draw_point(panel, explanation.entered_points[explanation.layer], _color(explanation.label))
+    _draw_entered(panel, explanation)
 
 
-def _draw_entered_box(panel: Axes, explanation: Explanation) -> None:
+def _draw_entered(panel: Axes, explanation: Explanation) -> None:
+    """The box and point that the explained layer started from."""
     point, sides = explanation.entered_points[explanation.layer], explanation.entered_sides[explanation.layer]
     _draw_box(panel, np.concatenate([point - sides[:2], point + sides[2:]]), "white", width=1.0)
+    _draw_point(panel, point, _color(explanation.label))
 
 
 def _draw_cell(panel: Axes, explanation: Explanation) -> None:

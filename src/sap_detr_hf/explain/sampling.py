@@ -19,10 +19,7 @@ from ..model.token_pyramid import TokenPyramid
 class SamplingObservation:
     """The side-directed sampling of a decoder layer, seen while the model runs inside [`watching`].
 
-    Args:
-        model: what runs.
-        layer: the decoder layer.
-        explanation: class of the explanations that are made of it.
+    `explanation` is the class of the explanations that are made of it.
     """
 
     def __init__(self, model: SapDinoDetrForObjectDetection, layer: int, explanation: type):

@@ -1,7 +1,6 @@
 """Object detection on Hugging Face Inference Endpoints, with the code that lies beside this file."""
 
 import base64
-import binascii
 from typing import Any
 
 from PIL import Image
@@ -62,7 +61,7 @@ def _decoded(text: str) -> bytes:
     encoded = text.partition(",")[2] if text.startswith("data:") else text
     try:
         return base64.b64decode("".join(encoded.split()), validate=True)
-    except (binascii.Error, ValueError):
+    except ValueError:
         raise ValueError("`inputs` is a text, but not base64 of an image file; addresses are not fetched.") from None
 
 

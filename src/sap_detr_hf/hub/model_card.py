@@ -109,11 +109,6 @@ class CardSources:
         """The published variant, if the model has its architecture."""
         return variant_of(self.config)
 
-    @property
-    def feature_levels(self) -> int | None:
-        """Feature maps of a model on a pyramid; None for a single map."""
-        return getattr(self.config, "num_feature_levels", None)
-
     @cached_property
     def parameters(self) -> int:
         """Parameters of the model, counted without allocating them."""
@@ -151,11 +146,6 @@ class CardSources:
         """Names of the classes, without the unused slots of COCO's ids."""
         names = self.config.id2label or {}
         return [name for index, name in names.items() if index in COCO_CATEGORIES or not self.has_coco_slots]
-
-    @property
-    def needs_timm(self) -> bool:
-        """Whether the backbone is one of timm's."""
-        return needs_timm(self.config)
 
     @property
     def command(self) -> str:
@@ -222,7 +212,8 @@ def published_settings(variant: str) -> TrainingSettings:
 
 def model_card(sources: CardSources) -> str:
     """Return the text of a README.md: metadata, then one section each of [`SECTIONS`]."""
-    tools: dict[str, Any] = {"table": markdown_table, "public_name": public_name, "not_stated": NOT_STATED}
+    tools: dict[str, Any] = {"table": markdown_table, "public_name": public_name, "needs_timm": needs_timm}
+    tools["not_stated"] = NOT_STATED
     return f"{ModelCard.from_template(metadata(sources), template_path=str(TEMPLATE), card=sources, **tools)}\n"
 
 

@@ -62,7 +62,6 @@ def card_for(
     Args:
         model_dir: its README.md is the card, if there is one and nothing else is given. Otherwise the card is written
             from config.json, the training's settings.yaml and what is given.
-        repo_id: where it is published.
         card: a file that is the card; nothing else is given then.
         evaluation, dataset_id, license: see [`sources_of_directory`].
 
@@ -102,7 +101,6 @@ def sources_of_directory(
 
     Args:
         model_dir: with config.json, preprocessor_config.json and, after a training, settings.yaml.
-        repo_id: where it is published.
         evaluation: the results.json of this model's evaluation.
         dataset_id: Hub id of the training data, where the settings name a folder.
         license: of the weights; only that of converted checkpoints is known.
@@ -363,7 +361,6 @@ def publish(
         model_dir: configuration, image processor and safetensors weights; other files in it stay here.
         repo_id: `owner/name`; is created if it does not exist.
         card: the complete text of its README.md, see [`card_for`].
-        private: make the repository private.
         update: allow a repository that holds other files: equal names are replaced, outdated weights deleted.
         endpoint: send what Inference Endpoints need as well, see [`endpoint_contents`].
 

@@ -33,7 +33,7 @@ def download(url: str, timeout: float = TIMEOUT, max_bytes: int = MAX_BYTES) -> 
     try:
         request = urllib.request.Request(url, headers={"User-Agent": "sap-detr-hf", "Accept": "image/*,*/*;q=0.5"})
         with _opener().open(request, timeout=timeout) as response:
-            return _read(response, url, deadline, timeout, max_bytes)
+            return _read(response, url, deadline, max_bytes)
     except TooLarge:
         raise
     except urllib.error.HTTPError as error:
@@ -71,7 +71,7 @@ def _opener() -> urllib.request.OpenerDirector:
     return opener
 
 
-def _read(response: HTTPResponse, url: str, deadline: float, timeout: float, max_bytes: int) -> bytes:
+def _read(response: HTTPResponse, url: str, deadline: float, max_bytes: int) -> bytes:
     announced = int(response.headers.get("Content-Length") or 0)
     content = bytearray()
     # `read1` returns what is there: a server that drips byte by byte meets the deadline too.

@@ -4,7 +4,6 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ SPLIT = "train"  # what the corrected set is for
 
 
 class PreLabels:
-    """Writes the images and their detections; a context manager as [`AnnotationWriter`] is.
+    """Writes the images and their detections, inside a `with` block of `writer`, an [`AnnotationWriter`].
 
     Args:
         target: The folder of the data set.
@@ -33,15 +32,8 @@ class PreLabels:
         names = {self.category_ids[index]: name for index, name in config.id2label.items()}
         self.writer = WRITERS[to](target, names)
         listed = sources.coco_images or []
-        folders = [os.path.commonpath([os.path.dirname(image.path) for image in listed])] if listed else []
+        folders = [os.path.commonpath([os.path.dirname(image.name) for image in listed])] if listed else []
         self.folders = folders + [text for text in sources.inputs if os.path.isdir(text)]
-
-    def __enter__(self) -> "PreLabels":
-        self.writer.__enter__()
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.writer.__exit__(kind, error, trace)
 
     def add(self, source: InputImage, image_id: int | str, image: Image.Image, found: SalientDetections) -> None:
         """Write one image; the picture itself where it is no file here."""

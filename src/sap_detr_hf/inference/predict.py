@@ -62,12 +62,6 @@ class PreparedImage:
     inputs: dict[str, torch.Tensor] = field(default_factory=dict)
     error: Exception | None = None
 
-    @property
-    def prepared_size(self) -> tuple[int, int]:
-        """Height and width as the model gets it; 0, 0 where it is detected in slices."""
-        height, width = self.inputs["pixel_values"].shape[-2:] if self.inputs else (0, 0)
-        return height, width
-
 
 def predict(settings: PredictionSettings) -> PredictionSummary:
     """Predict all inputs and write the results, see `PredictionResults`; what is broken is reported and skipped.
@@ -97,9 +91,10 @@ def predict(settings: PredictionSettings) -> PredictionSummary:
     predictor = Predictor(model, image_processor, settings)
     failures: list[str] = []
     form = settings.as_annotations
+    pre_labels = PreLabels(output / PRE_LABELS, form, sources, model.config) if form else None
     with (
         PredictionResults(output, model.config.category_ids, settings.pictures) as results,
-        PreLabels(output / PRE_LABELS, form, sources, model.config) if form else nullcontext() as pre_labels,
+        pre_labels.writer if pre_labels else nullcontext(),
         tqdm(total=total, desc="predict", unit="image", mininterval=0.5) as progress,
     ):
         for prepared, found in predictor.predict(sources):
@@ -151,7 +146,7 @@ class Predictor:
         while images := list(islice(prepared, window)):
             found: dict[int, SalientDetections | Exception] = {}
             ready = [image for image in images if image.error is None]
-            sizes = [image.prepared_size for image in ready]
+            sizes = [image.inputs["pixel_values"].shape[-2:] if image.inputs else (0, 0) for image in ready]
             for batch in plan_batches(sizes, batch_size):
                 found |= zip((ready[i].number for i in batch), self._detect([ready[i] for i in batch]), strict=True)
             for image in images:
@@ -187,18 +182,12 @@ class Predictor:
     def _detect(self, batch: list[PreparedImage]) -> list[SalientDetections | ValueError]:
         """Detections of images of one size; of one image where it is detected in slices."""
         if self.sliced is not None:
-            return [self._detect_sliced(image) for image in batch]
-        inputs = {name: torch.stack([image.inputs[name] for image in batch]) for name in batch[0].inputs}
-        sizes = [image.image.size for image in batch if image.image is not None]
-        found = self.detector(inputs, sizes, [image.source.name for image in batch])
+            found = [self.sliced(image.image, image.source.name) for image in batch]
+        else:
+            inputs = {name: torch.stack([image.inputs[name] for image in batch]) for name in batch[0].inputs}
+            sizes = [image.image.size for image in batch if image.image is not None]
+            found = self.detector(inputs, sizes, [image.source.name for image in batch])
         return [each if isinstance(each, ValueError) else self._chosen(each) for each in found]
-
-    def _detect_sliced(self, prepared: PreparedImage) -> SalientDetections | ValueError:
-        assert prepared.image is not None
-        try:
-            return self._chosen(self.sliced.detect(prepared.image, prepared.source.name))
-        except ValueError as error:
-            return error
 
     def _chosen(self, detections: SalientDetections) -> SalientDetections:
         if self.settings.nms is not None:

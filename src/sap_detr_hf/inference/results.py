@@ -3,7 +3,6 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TextIO
 
 from PIL import Image
@@ -46,7 +45,7 @@ class PredictionResults:
         self._coco.write("[")
         return self
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self._coco.write("\n]\n")
         for file in (self._records, self._coco, self._failures):
             file.close()

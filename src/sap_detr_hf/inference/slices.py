@@ -86,6 +86,13 @@ class SlicedDetector:
         """Count the slices of a picture of this width and height in pixels."""
         return len(get_slice_bboxes(size[1], size[0], self.size, self.size, False, self.overlap, self.overlap))
 
+    def __call__(self, image: Image.Image, name: str) -> SalientDetections | ValueError:
+        """The image's detections, or why there are none, see [`detect`]."""
+        try:
+            return self.detect(image, name)
+        except ValueError as error:
+            return error
+
     def detect(self, image: Image.Image, name: str = "the image") -> SalientDetections:
         """Detect objects in one upright RGB image, called `name` in messages.
 

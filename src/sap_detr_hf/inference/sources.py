@@ -69,8 +69,8 @@ class InputImages:
         self.every = every
         self.left_out = None if left_out is None else left_out.resolve()
         self.timeout, self.max_bytes = timeout, max_bytes
-        self.coco_images: list[ListedImage] | None = None
-        if any(_is_coco(text) for text in inputs):
+        self.coco_images: list[InputImage] | None = None
+        if any(text.lower().endswith(".json") and not is_url(text) for text in inputs):
             if len(inputs) > 1:
                 raise ValueError("A COCO JSON has its own image ids: give it alone, without other inputs.")
             self.coco_images = read_coco_images(Path(inputs[0]), image_folder)
@@ -95,8 +95,7 @@ class InputImages:
 
     def __iter__(self) -> Iterator[InputImage]:
         if self.coco_images is not None:
-            for image in self.coco_images:
-                yield InputImage(image.path, image.open, image_id=image.image_id)
+            yield from self.coco_images
             return
         for name in self._names():
             if _is_video(name):
@@ -141,39 +140,8 @@ class _NamedBytes(BytesIO):
         self.name = name
 
 
-@dataclass(frozen=True)
-class ListedImage:
-    """An image of a COCO JSON.
-
-    Args:
-        path: its file.
-        image_id: its id there.
-        size: width and height in pixels, None where the JSON does not say.
-        ambiguous: the files that its name may mean, where it is not clear.
-    """
-
-    path: str
-    image_id: int | str
-    size: tuple[int, int] | None
-    ambiguous: str | None = None
-
-    def open(self) -> Image.Image:
-        """The image, upright RGB; raises OSError or ValueError that names it."""
-        if self.ambiguous is not None:
-            raise ImageFileError(f"{self.path} (image id {self.image_id}) may mean {self.ambiguous}.")
-        image = open_image(self.path)
-        if self.size is not None and image.size != self.size:
-            raise ImageFileError(
-                f"{self.path} (image id {self.image_id}) is {image.width} x {image.height} pixels, but the COCO JSON "
-                f"says {self.size[0]} x {self.size[1]}."
-            )
-        return image
-
-
-def read_coco_images(path: Path, image_folder: str | None = None) -> list[ListedImage]:
-    """The images of a COCO JSON; all else of it is ignored.
-
-    They are in `image_folder`, or at one of the usual places.
+def read_coco_images(path: Path, image_folder: str | None = None) -> list[InputImage]:
+    """The images of a COCO JSON, in `image_folder` or at one of the usual places; all else of it is ignored.
 
     Raises:
         OSError: the file cannot be read, or the images' folder is not found.
@@ -185,11 +153,24 @@ def read_coco_images(path: Path, image_folder: str | None = None) -> list[Listed
     files = find_coco_files(path, path.stem.removeprefix("instances_"), None, image_folder)
     assert files is not None  # a JSON file was given
     found = find_images(coco.file_names, files[1], path)
-    sizes = [(width, height) if width and height else None for width, height in coco.sizes.tolist()]
-    return [
-        ListedImage(path, image_id, size, found.ambiguous.get(path))
-        for path, image_id, size in zip(found.paths, coco.image_ids.tolist(), sizes, strict=True)
-    ]
+    images = []
+    for file, image_id, size in zip(found.paths, coco.image_ids.tolist(), coco.sizes.tolist(), strict=True):
+        load = partial(_open_listed, file, image_id, size, found.ambiguous.get(file))
+        images.append(InputImage(file, load, image_id))
+    return images
+
+
+def _open_listed(file: str, image_id: int | str, size: list[int], ambiguous: str | None) -> Image.Image:
+    """An image of a COCO JSON, whose `size` is width and height there, 0 where it does not say."""
+    if ambiguous is not None:
+        raise ImageFileError(f"{file} (image id {image_id}) may mean {ambiguous}.")
+    image = open_image(file)
+    if 0 not in size and image.size != tuple(size):
+        raise ImageFileError(
+            f"{file} (image id {image_id}) is {image.width} x {image.height} pixels, but the COCO JSON says "
+            f"{size[0]} x {size[1]}."
+        )
+    return image
 
 
 def short_name(name: str) -> str:
@@ -198,10 +179,6 @@ def short_name(name: str) -> str:
     stem = Path(path.replace("\\", "/")).stem
     letters = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in stem)
     return letters.encode()[:100].decode(errors="ignore") or "image"  # file systems limit bytes, not letters
-
-
-def _is_coco(text: str) -> bool:
-    return not is_url(text) and text.lower().endswith(".json")
 
 
 def _is_video(name: str) -> bool:

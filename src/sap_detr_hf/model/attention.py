@@ -12,6 +12,11 @@ from .configuration_sap_detr import SapDetrConfig
 from .initialization import initialized
 
 
+def additive_mask(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Bool, True = visible -> what to add to an attention's logits: 0 there, the lowest number elsewhere."""
+    return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)
+
+
 def eager_attention_forward(
     module: nn.Module,
     query: torch.Tensor,
@@ -96,7 +101,6 @@ def attend_apart(
     """Self-attention of each group among itself, and of the denoising queries as their mask allows.
 
     Args:
-        attention: has the heads and the output projection.
         projected: queries, keys and values, (B, G * N + S, d) each.
         num_queries: N.
         denoising_mask: (B, 1, S, S), added to the logits; `None` without denoising queries.

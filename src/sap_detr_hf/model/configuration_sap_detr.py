@@ -5,10 +5,8 @@ import math
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig
-from transformers.configuration_utils import PreTrainedConfig
 
-from .detector_configuration import DetectorConfigMixin, resolve_backbone_config
+from .detector_configuration import DetectorConfig, resolve_backbone_config
 
 R50_BACKBONE = {"model_type": "resnet", "out_features": ["stage4"]}
 R101_BACKBONE = {**R50_BACKBONE, "depths": [3, 4, 23, 3]}
@@ -42,7 +40,7 @@ WITHOUT_TRAINING_QUERIES: dict[str, Any] = {"num_groups": 1, "group_content": Fa
 
 
 @strict
-class SapDetrConfig(DetectorConfigMixin, PreTrainedConfig):
+class SapDetrConfig(DetectorConfig):
     r"""
     Configuration of [`SapDetrModel`] and [`SapDetrForObjectDetection`]. The defaults are the published SAP-DETR-R50.
 
@@ -142,27 +140,8 @@ class SapDetrConfig(DetectorConfigMixin, PreTrainedConfig):
     model_type = "sap_detr"
     detector_name = "SAP-DETR"
     variants = {**PUBLISHED_VARIANTS, **FURTHER_VARIANTS}
-    sub_configs = {"backbone_config": AutoConfig}
-    keys_to_ignore_at_inference = [
-        "loss_dict",
-        "auxiliary_outputs",
-        "last_hidden_state",
-        "intermediate_hidden_states",
-        "intermediate_reference_points",
-        "intermediate_box_sides",
-        "encoder_last_hidden_state",
-    ]
-    attribute_map = {
-        "hidden_size": "d_model",
-        "num_attention_heads": "encoder_attention_heads",
-        "num_hidden_layers": "encoder_layers",
-    }
 
-    backbone_config: dict | PreTrainedConfig | None = None
     dilation: bool = False
-    freeze_backbone_batch_norm: bool = True
-    frozen_backbone_stages: int = 1
-    num_channels: int = 3
     num_queries: int | None = None
     query_grid: list[int] | tuple[int, ...] | None = None
     sample_query_content: bool = True
@@ -176,40 +155,6 @@ class SapDetrConfig(DetectorConfigMixin, PreTrainedConfig):
     inner_loss: Literal["step", "distance"] = "step"
     num_groups: int = 1
     group_content: bool = False
-    denoising_pairs: int = 0
-    denoising_label_noise: float | int = 0.25
-    denoising_point_noise: float | int = 1.0
-    denoising_box_noise: float | int = 0.4
-    denoising_outside_share: float | int = 0.5
-    denoising_loss_coefficient: float | int = 1.0
-    d_model: int = 256
-    encoder_layers: int = 6
-    encoder_attention_heads: int = 8
-    encoder_ffn_dim: int = 2048
-    decoder_layers: int = 6
-    decoder_attention_heads: int = 8
-    decoder_ffn_dim: int = 2048
-    activation_function: str = "relu"
-    dropout: float | int = 0.0
-    attention_dropout: float | int = 0.0
-    position_temperature: float | int = 20.0
-    auxiliary_loss: bool = True
-    class_cost: float | int = 2.0
-    bbox_cost: float | int = 5.0
-    giou_cost: float | int = 2.0
-    outside_cost: float | int = 9999.0
-    class_loss_coefficient: float | int = 1.0
-    objectness_loss_coefficient: float | int = 1.0
-    bbox_loss_coefficient: float | int = 5.0
-    giou_loss_coefficient: float | int = 2.0
-    inner_loss_coefficient: float | int = 2.0
-    class_loss: Literal["focal", "varifocal"] = "focal"
-    focal_alpha: float | int = 0.25
-    focal_gamma: float | int = 2.0
-    inference_only: bool = False
-    category_ids: list[int] | None = None
-    is_encoder_decoder: bool = True
-    tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
         self.backbone_config = resolve_backbone_config(self.backbone_config, R50_BACKBONE)
@@ -220,7 +165,7 @@ class SapDetrConfig(DetectorConfigMixin, PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
-        """As in [`DetectorConfigMixin`]; a new grid replaces `query_grid`, `num_queries` and `prediction_grid`."""
+        """As in [`DetectorConfig`]; a new grid replaces `query_grid`, `num_queries` and `prediction_grid`."""
         if "query_grid" in kwargs or "num_queries" in kwargs:
             grids = ("query_grid", "num_queries", "prediction_grid")
             config_dict = {**config_dict, **{name: kwargs.get(name) for name in grids}}

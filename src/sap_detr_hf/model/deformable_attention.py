@@ -17,9 +17,7 @@ from transformers.utils import is_tracing
 from .initialization import initialized
 from .token_pyramid import TokenPyramid
 
-MANY_QUERIES = (
-    4096  # from which on the CPU's sampling is faster in training too: half as fast for 300, 1.3 times for 6,000
-)
+MANY_QUERIES = 4096  # from which the CPU's sampling is faster in training too: half as fast for 300, 1.3 times for 6000
 QUERIES_AT_ONCE = 1024  # of the CPU's sampling: what is computed of so many stays in the processor's cache
 
 

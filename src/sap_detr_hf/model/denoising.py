@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from .attention import additive_mask
 from .configuration_sap_detr import SapDetrConfig
 from .loss import (
     REPORTED_ONLY,
@@ -62,8 +63,7 @@ class DenoisingQueries:
 
     def attention_mask(self, dtype: torch.dtype) -> torch.Tensor:
         """(B, 1, S, S), to be added to the attention's logits."""
-        mask = torch.zeros_like(self.visible, dtype=dtype)
-        return mask.masked_fill(~self.visible, torch.finfo(dtype).min)
+        return additive_mask(self.visible, dtype)
 
 
 def draw_noise(images: int, pairs: int, device: torch.device, levels: bool = False) -> torch.Tensor:
@@ -166,9 +166,6 @@ def denoising_loss(
 
     Args:
         predictions: of the denoising queries, (D, B, S, ·), named as in the model's output.
-        queries: denoising queries of the predictions.
-        num_boxes: normalizer of the loss.
-        config: coefficients.
 
     Returns:
         The weighted sum over all layers, and the unweighted, detached values as `loss_..._dn`, see `sap_detr_loss`.

@@ -1,12 +1,13 @@
 # Copyright 2026 The sap_detr_hf authors. Licensed under the Apache License, Version 2.0.
-"""Shared code of all configurations: variants by name, the backbone's own configuration, and checks."""
+"""Shared code of all configurations: common fields, variants by name, the backbone's own configuration, checks."""
 
 import dataclasses
 import difflib
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
-from transformers import PreTrainedConfig
+from transformers import AutoConfig
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging
 
@@ -17,29 +18,74 @@ logger = logging.get_logger(__name__)
 SAVED_BESIDE = {"model_type", "auto_map", "quantization_config", "torch_dtype"}  # in config.json, but no fields
 
 
-class DetectorConfigMixin:
-    """Variants by name, and the checks of a detector with a backbone, an encoder and a decoder.
+class DetectorConfig(PreTrainedConfig):
+    """Variants by name, and the fields and checks of a detector with a backbone, an encoder and a decoder.
+
+    [`SapDetrConfig`] explains the fields.
 
     Attributes:
         variants: by name, what distinguishes each from the class's defaults.
     """
 
     variants: ClassVar[dict[str, dict[str, Any]]]
-    backbone_config: Any
-    frozen_backbone_stages: int
-    num_channels: int
-    d_model: int
-    encoder_layers: int
-    decoder_layers: int
-    category_ids: list[int] | None
+    sub_configs = {"backbone_config": AutoConfig}
+    keys_to_ignore_at_inference = [
+        "loss_dict",
+        "auxiliary_outputs",
+        "last_hidden_state",
+        "intermediate_hidden_states",
+        "intermediate_reference_points",
+        "intermediate_box_sides",
+        "encoder_last_hidden_state",
+    ]
+    attribute_map = {
+        "hidden_size": "d_model",
+        "num_attention_heads": "encoder_attention_heads",
+        "num_hidden_layers": "encoder_layers",
+    }
+
+    backbone_config: dict | PreTrainedConfig | None = None
+    freeze_backbone_batch_norm: bool = True
+    frozen_backbone_stages: int = 1
+    num_channels: int = 3
+    d_model: int = 256
+    encoder_layers: int = 6
+    encoder_attention_heads: int = 8
+    encoder_ffn_dim: int = 2048
+    decoder_layers: int = 6
+    decoder_attention_heads: int = 8
+    decoder_ffn_dim: int = 2048
+    activation_function: str = "relu"
+    dropout: float | int = 0.0
+    attention_dropout: float | int = 0.0
+    position_temperature: float | int = 20.0
+    auxiliary_loss: bool = True
+    class_cost: float | int = 2.0
+    bbox_cost: float | int = 5.0
+    giou_cost: float | int = 2.0
+    outside_cost: float | int = 9999.0
+    class_loss_coefficient: float | int = 1.0
+    objectness_loss_coefficient: float | int = 1.0
+    bbox_loss_coefficient: float | int = 5.0
+    giou_loss_coefficient: float | int = 2.0
+    inner_loss_coefficient: float | int = 2.0
+    class_loss: Literal["focal", "varifocal"] = "focal"
+    focal_alpha: float | int = 0.25
+    focal_gamma: float | int = 2.0
+    denoising_pairs: int = 0
+    denoising_label_noise: float | int = 0.25
+    denoising_point_noise: float | int = 1.0
+    denoising_box_noise: float | int = 0.4
+    denoising_outside_share: float | int = 0.5
+    denoising_loss_coefficient: float | int = 1.0
+    inference_only: bool = False
+    category_ids: list[int] | None = None
+    is_encoder_decoder: bool = True
+    tie_word_embeddings: bool = False
 
     @classmethod
     def from_variant(cls, name: str, **overrides):
-        """The configuration of a named variant, with the 91 COCO class slots.
-
-        Args:
-            name: one of `variants`.
-            overrides: fields to change.
+        """The configuration of one of `variants`, with the 91 COCO class slots; `overrides` change its fields.
 
         Raises:
             ValueError: no such variant, or an override that is no field.
@@ -71,7 +117,7 @@ class DetectorConfigMixin:
         wanted = kwargs.get("id2label") or saved
         if kwargs.get("num_labels", len(wanted)) != len(saved) or wanted != saved:
             config_dict = {**config_dict, "category_ids": None}
-        return super().from_dict(config_dict, **kwargs)  # type: ignore[misc]
+        return super().from_dict(config_dict, **kwargs)
 
     def validate_transformer(self):
         """Heads divide the width, and there is a layer of each kind."""

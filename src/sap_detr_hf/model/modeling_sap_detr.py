@@ -18,7 +18,7 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .attention import SapDetrAttentionBase, SapDetrSelfAttention, attend_apart
+from .attention import SapDetrAttentionBase, SapDetrSelfAttention, additive_mask, attend_apart
 from .backbone import build_backbone
 from .configuration_sap_detr import SapDetrConfig
 from .denoising import DenoisingQueries, denoising_loss, denoising_queries
@@ -26,7 +26,7 @@ from .feed_forward import SapDetrFeedForward, SapDetrMLP
 from .initialization import initialized
 from .loss import check_labels, normalizer, sap_detr_loss
 from .outputs import SapDetrDecoderOutput, SapDetrModelOutput, SapDetrObjectDetectionOutput
-from .positions import sine_embedding, spatial_position_embedding
+from .positions import sine_embedding, spatial_position_embedding, valid_counts, valid_tokens
 from .pretrained_model import SapDetrPreTrainedModel
 from .query_groups import SapDetrQueryGroups
 from .salient_points import (
@@ -59,12 +59,6 @@ class TokenRegion:
     mask: torch.Tensor | None
     extent: torch.Tensor
     share: torch.Tensor | None
-
-
-def additive_mask(valid: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """(B, L) bool, True = valid -> (B, 1, 1, L) for an attention's logits: 0 there, the lowest number elsewhere."""
-    valid = valid[:, None, None]
-    return torch.zeros_like(valid, dtype=dtype).masked_fill(~valid, torch.finfo(dtype).min)
 
 
 # --- Encoder ---------------------------------------------------------------------------------------------------------
@@ -161,7 +155,7 @@ class SapDetrDecoderLayer(GradientCheckpointingLayer):
         if self.gaussian is not None:
             position_bias = self.gaussian(hidden_states, points, sides, extent, valid, map_size)
         else:
-            position_bias = None if valid is None else additive_mask(valid.flatten(1), hidden_states.dtype)
+            position_bias = None if valid is None else additive_mask(valid.flatten(2)[:, None], hidden_states.dtype)
         attended, _ = self.cross_attn(
             hidden_states,
             point_position,
@@ -206,8 +200,9 @@ class SapDetrEncoder(SapDetrPreTrainedModel):
             spatial_position_embeddings: (B or 1, L, d).
             attention_mask: (B, L) bool, True = valid; `None` for all.
         """
-        hidden_states = inputs_embeds
-        mask = None if attention_mask is None else additive_mask(attention_mask, hidden_states.dtype)
+        hidden_states, mask = inputs_embeds, None
+        if attention_mask is not None:
+            mask = additive_mask(attention_mask[:, None, None], hidden_states.dtype)  # (B, 1, 1, L)
         for layer in self.layers:
             hidden_states = layer(hidden_states, spatial_position_embeddings, mask, **kwargs)
         return BaseModelOutput(last_hidden_state=hidden_states)
@@ -343,6 +338,8 @@ class SapDetrDecoder(SapDetrPreTrainedModel):
 class SapDetrModel(SapDetrPreTrainedModel):
     """Backbone, encoder and decoder, without the class and objectness heads."""
 
+    _input_embed_layer = "input_projection"  # for transformers: what makes tokens of the input
+
     def __init__(self, config: SapDetrConfig):
         super().__init__(config)
         self.backbone = build_backbone(config)
@@ -354,14 +351,6 @@ class SapDetrModel(SapDetrPreTrainedModel):
         self.query_groups = SapDetrQueryGroups(config) if config.num_groups > 1 else None
         self.decoder = SapDetrDecoder(config)
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The projection of image features to tokens."""
-        return self.input_projection
-
-    def set_input_embeddings(self, value: nn.Module):
-        """Replace the projection of image features to tokens."""
-        self.input_projection = value
 
     def keep_start_positions(self):
         """Compute once what the first decoder layer embeds of the reference points and the first box sides."""
@@ -377,11 +366,10 @@ class SapDetrModel(SapDetrPreTrainedModel):
         size = torch.stack([feature_map.new_full((), n, dtype=torch.float32) for n in (width, height)])
         if pixel_mask is None:
             return TokenRegion(mask=None, extent=size.view(1, 1, 1, 2), share=None)
-        padding = (pixel_mask == 0)[:, None].float()
-        mask = nn.functional.interpolate(padding, size=(height, width)) == 0  # (B, 1, h, w), nearest
+        mask = valid_tokens(pixel_mask, feature_map.shape[-2:])  # (B, 1, h, w)
         if not self.config.valid_region:
             return TokenRegion(mask=mask, extent=size.view(1, 1, 1, 2), share=None)
-        valid_size = torch.cat([mask.any(2).sum(-1), mask.any(3).sum(-1)], dim=-1).float()[:, None]  # (B, 1, 2)
+        valid_size = valid_counts(mask).float()[:, None]  # (B, 1, 2)
         return TokenRegion(mask=mask, extent=valid_size[:, None], share=valid_size / size)
 
     def start_content(

@@ -19,7 +19,7 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .attention import SapDetrSelfAttention
+from .attention import SapDetrSelfAttention, additive_mask
 from .backbone import build_backbone
 from .configuration_sap_dino_detr import SapDinoDetrConfig
 from .deformable_attention import SapDinoDetrSideDirectedSampling, SapDinoDetrTokenAttention
@@ -198,11 +198,9 @@ class SapDinoDetrDecoder(SapDinoDetrPreTrainedModel):
             attention_mask: (B, N - P) bool, False for queries that others must not see; `None` for all.
             denoising_mask: (B, 1, P, P), added to the self-attention's logits of the last P queries, which denoise.
         """
-        hidden_states, additive_mask = inputs_embeds, None
+        hidden_states, mask = inputs_embeds, None
         if attention_mask is not None:
-            additive_mask = torch.zeros_like(attention_mask, dtype=hidden_states.dtype)[:, None, None]  # (B, 1, 1, N)
-            hidden = ~attention_mask[:, None, None]
-            additive_mask = additive_mask.masked_fill(hidden, torch.finfo(hidden_states.dtype).min)
+            mask = additive_mask(attention_mask[:, None, None], hidden_states.dtype)  # (B, 1, 1, N)
         normed_states, entered_places, entered_sides = [], [places], [sides]
         for index, layer in enumerate(self.layers):
             places, sides = places.detach(), sides.detach()
@@ -214,7 +212,7 @@ class SapDinoDetrDecoder(SapDinoDetrPreTrainedModel):
                 sides,
                 encoder_hidden_states,
                 pyramid,
-                additive_mask,
+                mask,
                 denoising_mask,
                 **kwargs,
             )

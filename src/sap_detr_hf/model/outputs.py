@@ -60,8 +60,8 @@ class SapDetrModelOutput(ModelOutput):
 
 
 @dataclass
-class SapDetrObjectDetectionOutput(ModelOutput):
-    """Outputs of [`SapDetrForObjectDetection`].
+class SapDetrDetections(ModelOutput):
+    """What a detector's heads and its loss add to the outputs of its model.
 
     Args:
         loss (`torch.FloatTensor` of shape `()`, with `labels`): Weighted sum over the losses of all layers.
@@ -73,7 +73,6 @@ class SapDetrObjectDetectionOutput(ModelOutput):
         pred_objectness (`torch.FloatTensor` of shape `(batch, queries, 1)`): Objectness logits; used in training only.
         auxiliary_outputs (`list[dict[str, torch.Tensor]]`, with `labels` and `config.auxiliary_loss`):
             `logits`, `pred_boxes`, `pred_points`, `pred_objectness` of all decoder layers but the last.
-        the rest: see [`SapDetrModelOutput`].
     """
 
     loss: torch.FloatTensor | None = None
@@ -83,16 +82,11 @@ class SapDetrObjectDetectionOutput(ModelOutput):
     pred_points: torch.FloatTensor | None = None
     pred_objectness: torch.FloatTensor | None = None
     auxiliary_outputs: list[dict[str, torch.Tensor]] | None = None
-    last_hidden_state: torch.FloatTensor | None = None
-    intermediate_hidden_states: torch.FloatTensor | None = None
-    intermediate_reference_points: torch.FloatTensor | None = None
-    intermediate_box_sides: torch.FloatTensor | None = None
-    decoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    decoder_attentions: tuple[torch.FloatTensor, ...] | None = None
-    cross_attentions: tuple[torch.FloatTensor, ...] | None = None
-    encoder_last_hidden_state: torch.FloatTensor | None = None
-    encoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    encoder_attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class SapDetrObjectDetectionOutput(SapDetrModelOutput, SapDetrDetections):  # the last base's fields come first
+    """Outputs of [`SapDetrForObjectDetection`]: [`SapDetrDetections`]', then [`SapDetrModelOutput`]'s."""
 
 
 @dataclass
@@ -140,15 +134,5 @@ class SapDinoDetrModelOutput(SapDetrModelOutput):
 
 
 @dataclass
-class SapDinoDetrObjectDetectionOutput(SapDetrObjectDetectionOutput):
-    """Outputs of [`SapDinoDetrForObjectDetection`]: [`SapDetrObjectDetectionOutput`]'s and the model's others."""
-
-    intermediate_cell_places: torch.FloatTensor | None = None
-    query_corners: torch.FloatTensor | None = None
-    query_cells: torch.FloatTensor | None = None
-    query_levels: torch.LongTensor | None = None
-    query_mask: torch.LongTensor | None = None
-    encoder_logits: torch.FloatTensor | None = None
-    encoder_objectness: torch.FloatTensor | None = None
-    encoder_pred_boxes: torch.FloatTensor | None = None
-    encoder_pred_points: torch.FloatTensor | None = None
+class SapDinoDetrObjectDetectionOutput(SapDinoDetrModelOutput, SapDetrObjectDetectionOutput):
+    """Outputs of [`SapDinoDetrForObjectDetection`]: [`SapDetrDetections`]', then [`SapDinoDetrModelOutput`]'s."""

@@ -1,9 +1,21 @@
 # Copyright 2026 The sap_detr_hf authors. Licensed under the Apache License, Version 2.0.
-"""Sine embeddings of coordinates and of token positions."""
+"""Which tokens of a feature map belong to the image, and sine embeddings of coordinates and of token positions."""
 
 import math
 
 import torch
+from torch import nn
+
+
+def valid_tokens(pixel_mask: torch.Tensor, size: torch.Size) -> torch.Tensor:
+    """(B, height, width), 1 = image -> (B, 1, h, w) bool, by nearest interpolation."""
+    padding = (pixel_mask == 0)[:, None].float()
+    return nn.functional.interpolate(padding, size=size) == 0
+
+
+def valid_counts(mask: torch.Tensor) -> torch.Tensor:
+    """(B, 1, h, w) bool -> (B, 2), how many columns and rows have a valid token."""
+    return torch.cat([mask.any(2).sum(-1), mask.any(3).sum(-1)], dim=-1)
 
 
 def sine_embedding(positions: torch.Tensor, width: int, temperature: float) -> torch.Tensor:

@@ -12,6 +12,7 @@ from torch import nn
 
 from .configuration_sap_dino_detr import SapDinoDetrConfig
 from .initialization import initialized
+from .positions import valid_counts, valid_tokens
 from .salient_points import SapDetrQueryContent
 
 NORM_GROUPS = 32
@@ -49,7 +50,7 @@ def token_pyramid(maps: list[torch.Tensor], masks: list[torch.Tensor] | None) ->
     if masks is None:
         counts = sizes[None]
     else:
-        counts = torch.stack([torch.cat([m.any(2).sum(-1), m.any(3).sum(-1)], dim=-1) for m in masks], dim=1).float()
+        counts = torch.stack([valid_counts(mask) for mask in masks], dim=1).float()
     corners, cells, levels = [], [], []
     for level, (height, width) in enumerate(shapes):
         column, row = (torch.arange(n, device=example.device, dtype=torch.float32) for n in (width, height))
@@ -101,9 +102,3 @@ class SapDinoDetrPyramidProjection(nn.Module):
             masks.append(valid_tokens(pixel_mask, projected.shape[-2:]))
             maps.append(SapDetrQueryContent.norm_valid(norm, projected, masks[-1]))
         return maps, masks or None
-
-
-def valid_tokens(pixel_mask: torch.Tensor, size: torch.Size) -> torch.Tensor:
-    """(B, height, width), 1 = image -> (B, 1, h, w) bool, by nearest interpolation."""
-    padding = (pixel_mask == 0)[:, None].float()
-    return nn.functional.interpolate(padding, size=size) == 0

@@ -22,7 +22,7 @@ def epoch_batches(
     images_per_device: int,
     batches_per_step: int,
     wide: np.ndarray | None = None,
-    group_size: int | None = None,
+    group_size: int = 0,
     drop_last: bool = False,
 ) -> torch.Tensor:
     """Order the images of one epoch in batches, (steps, batches_per_step, images_per_device) indices of images.
@@ -33,12 +33,11 @@ def epoch_batches(
 
     Args:
         wide: (images,) bool; batches then hold only wide or only tall images, but for one batch of the remainders.
-        group_size: images of one orientation in a row, `images_per_device` by default; 0: do not group. The order
-            depends on this number, not on the sizes of the batches.
+        group_size: images of one orientation in a row; 0: do not group. The order depends on this number, not on the
+            sizes of the batches.
     """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     order = torch.randperm(images, generator=generator)
-    group_size = images_per_device if group_size is None else group_size
     if wide is not None and group_size:
         order = _grouped(order, torch.from_numpy(wide), group_size, generator)
     images_per_step = images_per_device * batches_per_step
@@ -58,9 +57,7 @@ class ProcessBatchSampler(Sampler[list[int]]):
     """One process's batches of an epoch, from any step on: batch m of process p is batch m * processes + p of the step.
 
     Args:
-        images: number of images.
         accumulation: batches of one process per optimizer step.
-        process, processes: which process this is, of how many.
         order: the other arguments of [`epoch_batches`].
     """
 
@@ -84,7 +81,7 @@ class ProcessBatchSampler(Sampler[list[int]]):
 
     def group_size(self, epoch: int) -> int:
         """Return the `group_size` that orders an epoch, 0 where its images are not grouped."""
-        return self.begun.get(epoch, self.order.get("group_size", self.order["images_per_device"]))
+        return self.begun.get(epoch, self.order.get("group_size", 0))
 
     def go_on_with_epoch(self, epoch: int, group_size: int):
         """Order an epoch as the run that began it did, so that each of its images still comes once."""
@@ -142,7 +139,6 @@ def outlive_signals(closing: torch.Tensor, worker: int):
 
     Args:
         closing: shared flag; once it is set, the signal that the training process itself sends at its end is obeyed.
-        worker: number of the loader process.
     """
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0) if bool(closing) else None)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

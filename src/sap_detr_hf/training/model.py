@@ -18,6 +18,7 @@ from ..distributed import say
 from ..evaluation_mode import evaluation_mode
 from ..model.detector_configuration import check_field_names
 from ..model.image_processing_sap_detr import SapDetrImageProcessor
+from ..weights.backbone import load_backbone_weights
 from ..weights.class_rows import shared_classes, start_class_rows
 from ..weights.pretrained import at_size, readable_model
 from ..weights.variants import config_of_variant
@@ -45,8 +46,6 @@ def build_model(settings: TrainingSettings, data: DetectionData) -> PreTrainedMo
     else:
         model = _model_to_fine_tune(settings, data)
     if settings.backbone_weights:
-        from ..weights.backbone import load_backbone_weights
-
         load_backbone_weights(model, settings.backbone_weights)
     prepare_to_train(model, settings)
     if settings.variant and not settings.backbone_weights:
@@ -96,10 +95,8 @@ def freeze_unreached(model: PreTrainedModel):
     device = model.device
     labels = [constant_label(1, device)]
     devices = [device] if device.type == "cuda" else []
-    with (
-        evaluation_mode(model),
-        torch.random.fork_rng(devices),
-    ):  # the run's BatchNorm statistics and random states must not change
+    # The run's BatchNorm statistics and random states must not change.
+    with evaluation_mode(model), torch.random.fork_rng(devices):
         for training in (False, True):  # training mode may use other layers, and skip some at random
             for module in model.modules():
                 module.training = training and not isinstance(module, nn.modules.batchnorm._BatchNorm)

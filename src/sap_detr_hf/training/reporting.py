@@ -42,14 +42,7 @@ PANELS = {  # of curves.png
 
 
 class TrainingProgress:
-    """Reports of the main process; on the others every method does nothing.
-
-    Args:
-        accelerator: carries the trackers.
-        settings: where to write and how often.
-        total_steps: length of the run in optimizer steps.
-        steps_per_epoch: for the epoch in the reports.
-    """
+    """Reports of the main process; on the others every method does nothing. Steps are the optimizer's."""
 
     def __init__(self, accelerator: Accelerator, settings: TrainingSettings, total_steps: int, steps_per_epoch: int):
         self.accelerator, self.settings = accelerator, settings

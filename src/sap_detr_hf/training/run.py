@@ -114,15 +114,14 @@ class TrainingRun:
 
         All processes must call it: each contributes its random states.
         """
-        state = self._state()
-        failure = None
+        state, saved = self._state(), True
         if self.accelerator.is_main_process:
             try:
                 self.checkpoints.save(self.progress.step, state)
             except CheckpointError as error:
-                failure = error
+                saved = False
                 self.report.message(f"Checkpoint of step {self.progress.step} not saved: {error}.")
-        return not any(gather_object([failure is not None]))
+        return all(gather_object([saved]))
 
     def save_model(self, folder: Path, model: PreTrainedModel):
         """Write a model directory (weights, configuration, image processor), on the main process only."""

@@ -59,8 +59,7 @@ def start_class_rows(model: PreTrainedModel, base: PreTrainedModel, pairs: Mappi
     """Initialize every class head, except for the rows of classes that the base model has.
 
     Args:
-        model: the model with the new classes, changed in place.
-        base: the model that it is fine-tuned from.
+        model: with the new classes, changed in place.
         pairs: new class index -> index in `base`, see [`shared_classes`].
     """
     fresh = dict(type(model)(model.config).named_parameters())

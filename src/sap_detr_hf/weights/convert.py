@@ -269,7 +269,6 @@ def convert_state_dict(released: dict[str, torch.Tensor], config: SapDetrConfig)
             new_name = released_name(name)
         except KeyError:
             raise ConversionError(f"The checkpoint's tensor `{name}` does not exist in SAP-DETR.") from None
-        assert new_name is not None
         parts = {new_name: tensor} if "in_proj_" not in new_name else split_attention_projection(new_name, tensor)
         if converted.keys() & parts.keys():
             raise ConversionError(f"The checkpoint holds `{name}` twice.")

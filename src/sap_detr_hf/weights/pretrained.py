@@ -16,11 +16,7 @@ AUTOCAST_DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def check_device_and_dtype(device: str, dtype: str = "float32") -> None:
-    """Make sure that a model can run there.
-
-    Args:
-        device: one of `DEVICES`.
-        dtype: one of `AUTOCAST_DTYPES`.
+    """Make sure that a model can run on one of `DEVICES`, with one of `AUTOCAST_DTYPES`.
 
     Raises:
         ValueError: a choice is none of those offered, or there is no CUDA device.
@@ -38,11 +34,7 @@ def needs_timm(config: PreTrainedConfig) -> bool:
 
 
 def load_complete(name: str, **options: Any) -> PreTrainedModel:
-    """A saved object detection model, in float32.
-
-    Args:
-        name: model directory or Hub id.
-        options: of `from_pretrained`.
+    """A saved object detection model, from a directory or the Hub, in float32; `options` are `from_pretrained`'s.
 
     Raises:
         OSError: there is no such model.
@@ -68,9 +60,7 @@ def load_pretrained(name: str) -> tuple[PreTrainedModel, Any]:
 def load_detector(name: str, device: str = "auto") -> tuple[SapDetrPreTrainedModel, Any]:
     """Load a saved SAP-DETR in float32, in evaluation mode, and its image processor.
 
-    Args:
-        name: model directory or Hub id.
-        device: "auto" takes CUDA where there is a device.
+    The device "auto" is CUDA where there is one.
 
     Raises:
         OSError: there is no such model.
@@ -94,10 +84,7 @@ def at_size(image_processor: Any, shortest_edge: int | None, longest_edge: int |
 
 @contextmanager
 def readable_model(name: str) -> Iterator[None]:
-    """Context manager that turns loading errors into a message about the model name.
-
-    Args:
-        name: model directory or Hub id.
+    """Context manager that turns loading errors into a message about the model's directory or Hub id.
 
     Raises:
         OSError: there is no such model.

@@ -5,12 +5,15 @@ from collections.abc import Callable
 
 import torch
 
-_Rules = list[tuple[str, str | Callable[[re.Match], str] | None]]
+_Rules = list[tuple[str, str | Callable[[re.Match], str]]]
 
-# The first pattern that matches a whole name renames it. `None` marks the second copy of a shared tensor.
+# The first pattern that matches a whole name renames it.
+_SHARED_RULES: _Rules = [  # the second copy of a shared tensor -> the first
+    (r"transformer\.decoder\.((?:bbox_embed|point_embed|ref_bbox_head|ref_point_head)\..*)", r"\1"),
+    (r"class_embed\.(?![01]\.)\d+\.(.*)", r"class_embed.1.\1"),
+]
+
 _MODEL_RULES: _Rules = [
-    (r"transformer\.decoder\.(bbox_embed|point_embed|ref_bbox_head|ref_point_head)\..*", None),
-    (r"class_embed\.(?![01]\.)\d+\..*", None),
     (r"class_embed\.([01])\.(.*)", r"class_heads.\1.\2"),
     (r"obj_embed\.(.*)", r"objectness_head.\1"),
     (r"refpoint_embed\.weight", "model.query_points.weight"),
@@ -80,12 +83,9 @@ def _layer_tensor(side: str, layer: str, rest: str) -> str:
     return f"model.{side}.layers.{layer}.{_rename(rest, rules)}"
 
 
-def _rename(name: str, rules: _Rules) -> str | None:
+def _rename(name: str, rules: _Rules) -> str:
     for pattern, replacement in rules:
-        match = re.fullmatch(pattern, name)
-        if match:
-            if replacement is None:
-                return None
+        if match := re.fullmatch(pattern, name):
             return replacement(match) if callable(replacement) else match.expand(replacement)
     raise KeyError(name)
 
@@ -96,16 +96,14 @@ def resnet_name(name: str) -> str:
     Raises:
         KeyError: no such tensor in a ResNet's body.
     """
-    renamed = _rename(name, _RESNET_RULES)
-    assert renamed is not None
-    return renamed
+    return _rename(name, _RESNET_RULES)
 
 
-def released_name(name: str) -> str | None:
-    """A released tensor's name in [`SapDetrForObjectDetection`]; `None` for the second copy of a shared tensor.
+def released_name(name: str) -> str:
+    """A released tensor's name in [`SapDetrForObjectDetection`].
 
     Raises:
-        KeyError: not a tensor of the released model.
+        KeyError: not a tensor of the released model, or the second copy of a shared one, see [`shared_source`].
     """
     if name.startswith("backbone.0.body."):
         return "model.backbone." + resnet_name(name.removeprefix("backbone.0.body."))
@@ -120,7 +118,7 @@ def split_attention_projection(name: str, tensor: torch.Tensor) -> dict[str, tor
 
 def shared_source(name: str) -> str | None:
     """The released tensor that a shared tensor repeats, or `None` for a tensor of its own."""
-    if name.startswith("transformer.decoder.") and released_name(name) is None:
-        return name.removeprefix("transformer.decoder.")
-    match = re.fullmatch(r"class_embed\.\d+\.(.*)", name)
-    return f"class_embed.1.{match[1]}" if match and released_name(name) is None else None
+    try:
+        return _rename(name, _SHARED_RULES)
+    except KeyError:
+        return None

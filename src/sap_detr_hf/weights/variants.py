@@ -10,11 +10,7 @@ VARIANTS = tuple(name for configuration in CONFIGURATIONS for name in configurat
 
 
 def config_of_variant(name: str, **overrides) -> PreTrainedConfig:
-    """The configuration of a named variant; `AutoModelForObjectDetection.from_config` makes its model.
-
-    Args:
-        name: one of `VARIANTS`.
-        overrides: fields to change.
+    """The configuration of one of `VARIANTS`; `AutoModelForObjectDetection.from_config` makes its model.
 
     Raises:
         ValueError: no such variant, or fields that do not fit together.

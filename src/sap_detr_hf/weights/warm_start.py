@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from huggingface_hub import ModelCard, ModelCardData
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from torch import nn
 from transformers import AutoImageProcessor, AutoModelForObjectDetection, PreTrainedConfig
 
@@ -111,13 +110,12 @@ def warm_start(source: str, **overrides: Any) -> WarmStart:
     if kind.constant_position_scale:
         _scale_positions_by_one(model)
     used = {name for name, _ in taken.values()}
-    license_name, base_model = _source_card(source)
     return WarmStart(
         model=model.eval(),
         image_processor=SapDetrImageProcessorPil(**pixel_settings(source)),
         source=source,
-        base_model=base_model,
-        license=license_name,
+        base_model=base_model_of(source) if Path(source).is_dir() else source,
+        license=_card_data(source).get("license"),
         taken=taken,
         unused=tuple(name for name in theirs if name not in used),
     )
@@ -224,12 +222,6 @@ def pixel_settings(source: str) -> dict[str, Any]:
     return fields
 
 
-def _source_card(source: str) -> tuple[str | None, str | None]:
-    """License and Hub id of a source."""
-    is_directory = Path(source).is_dir()
-    return _card_data(source).get("license"), base_model_of(source) if is_directory else source
-
-
 def _card_data(source: str) -> dict[str, Any]:
     """The metadata of a directory's or repository's model card; empty where none can be read."""
     path = Path(source)
@@ -237,5 +229,5 @@ def _card_data(source: str) -> dict[str, Any]:
         return {}
     try:
         return ModelCard.load(path / "README.md" if path.is_dir() else source).data.to_dict()
-    except (HfHubHTTPError, HFValidationError, OSError, ValueError):
+    except (OSError, ValueError):  # the Hub's errors too
         return {}

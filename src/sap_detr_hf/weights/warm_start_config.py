@@ -11,10 +11,7 @@ from .warm_start_names import WARM_START_SOURCES, WarmStartSource
 
 
 def read_source(source: str) -> tuple[PreTrainedConfig, WarmStartSource]:
-    """Read a source's configuration, and how detectors of its kind fit.
-
-    Args:
-        source: directory or Hub id.
+    """Read the configuration of a source, a directory or Hub id, and how detectors of its kind fit.
 
     Raises:
         OSError: there is no such model.
@@ -32,10 +29,6 @@ def read_source(source: str) -> tuple[PreTrainedConfig, WarmStartSource]:
 
 def started_config(source: str, **overrides: Any) -> PreTrainedConfig:
     """The configuration of the model that starts from a source: classes, widths and depths follow it.
-
-    Args:
-        source: directory or Hub id.
-        overrides: fields that differ.
 
     Raises:
         OSError: there is no such model.

@@ -6,7 +6,7 @@ or for other boxes.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 _Rules = tuple[tuple[str, str, float], ...]
@@ -149,6 +149,13 @@ _SIDE_FIELDS = [
 ]
 _FIELDS = {"d_model": "hidden_size", **{name: name for name in ("activation_function", *_SIDE_FIELDS)}}
 
+_DETR = WarmStartSource(
+    backbone="backbone.model.",
+    rules=(*_INPUT, *_DETR_LAYERS, *_DETR_DECODER),
+    fields={**_FIELDS, "position_temperature": 10000.0},
+    constant_position_scale=True,
+    required={"position_embedding_type": ("sine",)},
+)
 WARM_START_SOURCES: dict[str, WarmStartSource] = {
     "dab-detr": WarmStartSource(
         backbone="backbone.conv_encoder.model.",
@@ -156,20 +163,8 @@ WARM_START_SOURCES: dict[str, WarmStartSource] = {
         fields={**_FIELDS, "position_temperature": "temperature_height"},
         required={"normalize_before": (False,), "sine_position_embedding_scale": (None, 2 * math.pi)},
     ),
-    "detr": WarmStartSource(
-        backbone="backbone.model.",
-        rules=(*_INPUT, *_DETR_LAYERS, *_DETR_DECODER),
-        fields={**_FIELDS, "position_temperature": 10000.0},
-        constant_position_scale=True,
-        required={"position_embedding_type": ("sine",)},
-    ),
-    "conditional_detr": WarmStartSource(
-        backbone="backbone.model.",
-        rules=(*_INPUT, *_DETR_LAYERS, *_CONDITIONAL_DECODER),
-        fields={**_FIELDS, "position_temperature": 10000.0},
-        constant_position_scale=True,
-        required={"position_embedding_type": ("sine",)},
-    ),
+    "detr": _DETR,
+    "conditional_detr": replace(_DETR, rules=(*_INPUT, *_DETR_LAYERS, *_CONDITIONAL_DECODER)),
     "deformable_detr": WarmStartSource(
         backbone="backbone.model.",
         rules=(*_INPUT[:1], *_DEFORMABLE, *_DETR_LAYERS),
