@@ -72,13 +72,14 @@ def report_text(trained: Trained, speed: Speed) -> str:
         return "No run in full length has ended yet."
     tables = [ap_table(trained), costs_table(trained, speed)]
     usual = statistics.mode(epochs for _, epochs in trained)
-    for maps, on_pyramid in (("one feature map", False), ("a pyramid of feature maps", True)):
-        alike = {
-            (name, epochs): runs
-            for (name, epochs), runs in trained.items()
-            if DETECTORS[name].pyramid == on_pyramid and epochs >= usual
-        }
-        tables.append(reached_table(alike, speed, maps))
+    for length in sorted({epochs for _, epochs in trained if epochs >= usual}):
+        for maps, on_pyramid in (("one feature map", False), ("a pyramid of feature maps", True)):
+            alike = {
+                name: runs
+                for (name, epochs), runs in trained.items()
+                if DETECTORS[name].pyramid == on_pyramid and epochs == length
+            }
+            tables.append(reached_table(alike, speed, maps))
     return "\n\n".join(filter(None, tables))
 
 
@@ -129,24 +130,29 @@ def searches_table(runs: dict[Run, dict[str, Any]]) -> str | None:
     return "The search for the rate, one seed, AP / AP50 in per cent:\n\n" + markdown_table(titles, rows)
 
 
-def reached_table(trained: Trained, speed: Speed, maps: str) -> str | None:
-    """In how many epochs, and seconds, the mean AP of each detector (row) reaches the final one of each (column)."""
-    longest = {name: max(epochs for other, epochs in trained if other == name) for name, _ in trained}
-    if len(longest) < 2:
+def reached_table(runs: dict[str, list[dict[str, Any]]], speed: Speed, maps: str) -> str | None:
+    """In how many epochs, and seconds, the mean AP of each detector (row) reaches the final one of each (column).
+
+    Args:
+        runs: of one length, by detector.
+        speed: of the detectors.
+        maps: what the detectors see, for the title.
+    """
+    if len(runs) < 2:
         return None
-    runs = {name: trained[name, epochs] for name, epochs in longest.items()}
     curves = {name: mean_curve(of) for name, of in runs.items()}
     rows = []
-    for name in longest:
+    for name in runs:
         cells = []
-        for target in longest:
+        for target in runs:
             epoch = first_epoch(curves[name], curves[target][-1][1])
             cells.append("-" if epoch is None else reached(epoch, name, target, runs, speed))
         rows.append([DETECTORS[name].title, *cells])
+    epochs = next(iter(runs.values()))[0]["epochs"]
     return (
-        f"Detectors on {maps}: after how many epochs the mean AP of a row's detector reaches the final mean AP of a "
-        "column's, and how many times as fast that is as the column's own training, in epochs and in seconds:\n\n"
-        + markdown_table(["", *(DETECTORS[name].title for name in longest)], rows)
+        f"Detectors on {maps}, trained for {epochs} epochs: after how many epochs the mean AP of a row's detector "
+        "reaches the final mean AP of a column's, and how many times as fast that is as the column's own training, in "
+        "epochs and in seconds:\n\n" + markdown_table(["", *(DETECTORS[name].title for name in runs)], rows)
     )
 
 
@@ -225,6 +231,5 @@ def draw_curves(trained: Trained, speed: Speed, picture: Path) -> None:
         axes.set(title=f"AP in per cent over {what}", xlabel=what)
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
-    if by_epoch.lines:
-        by_epoch.legend(fontsize="small")
+    by_epoch.legend(fontsize="small")
     figure.savefig(picture, dpi=110)

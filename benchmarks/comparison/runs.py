@@ -73,7 +73,6 @@ def run_until(settings: dict[str, Any], work: Path, results: Path, run: Run, dea
         settings: of the data set, with `data`.
         work: receives the folder of the run, from where it goes on when it is started again.
         results: receives its result.
-        run: what to train.
         deadline: in the time of `time.monotonic`.
 
     Raises:
