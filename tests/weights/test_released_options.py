@@ -115,6 +115,7 @@ def test_dilation_is_asked_for_where_nothing_tells_it(tmp_path):
 
 
 def test_unknown_heads_are_said(caplog):
+    caplog.set_level("WARNING", logger="sap_detr_hf")  # some libraries raise the root logger's level
     tensors, _ = synthetic_checkpoint(sdg=False, nheads=8)
     assert config_of_checkpoint(tensors, None).decoder_attention_heads == 8
     assert "using the default 8" in caplog.text
@@ -147,6 +148,7 @@ def test_options_with_another_computation_are_named(name):
 
 
 def test_an_unknown_activation_is_said(caplog):
+    caplog.set_level("WARNING", logger="sap_detr_hf")
     tensors, _ = synthetic_checkpoint()
     assert config_of_checkpoint(tensors, None).activation_function in ("relu", "prelu")
     said = "does not say its activation" in caplog.text
