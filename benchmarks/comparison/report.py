@@ -52,14 +52,14 @@ def measured_speed(results: Path) -> dict[str, dict[str, float]]:
 def full_runs(runs: dict[Run, dict[str, Any]]) -> Trained:
     """The runs in full length, by detector and epochs: those of the only rate, or of the one that has several seeds.
 
-    A search for the rate has one seed and fewer epochs than the full runs.
+    A search for the rate has one seed and fewer epochs than the full runs. Of two rates with as many seeds, the better.
     """
     groups: dict[tuple[str, int], dict[float, list[dict[str, Any]]]] = {}
     for run, result in runs.items():
         groups.setdefault((run.detector, run.epochs), {}).setdefault(run.rate, []).append(result)
     kept = {}
     for key, rates in groups.items():
-        most = max(rates.values(), key=len)
+        most = max(rates.values(), key=lambda runs: (len(runs), statistics.mean(final(run)["AP"] for run in runs)))
         if len(rates) == 1 or len(most) > 1:
             kept[key] = most
     order = list(DETECTORS)
