@@ -109,35 +109,17 @@ def denoising_queries(
     boxes = nn.functional.pad(targets.corners, (0, 0, 0, 1), value=0.5)  # (B, T + 1, 4): never empty
     classes = nn.functional.pad(targets.classes, (0, 1))
 
-    # Slot by slot through the image's boxes, as often as all of them fit; with more boxes than slots, some of them.
-    slot, some = torch.arange(pairs, device=noise.device), counts.clamp(min=1)
-    first = (parts["first_box"][:, 0, :1, 0] * counts).long() % some  # (B, 1)
-    box, repetition = (slot + first) % some, slot // some  # (B, P)
-    used = (counts > 0) & (repetition < (pairs // some).clamp(min=1))
+    box, repetition, used = fill_slots(counts, pairs, parts["first_box"][:, 0, :1, 0])
     weight = used * counts / used.sum(1, keepdim=True).clamp(min=1)
     target_classes = classes.gather(1, box)
     target_corners = boxes.gather(1, box[..., None].expand(-1, -1, 4))
-
-    # Points, anywhere in the box; of half of the negatives outside, behind one of its sides
-    low, high = target_corners[:, None].split(2, dim=-1)  # (B, 1, P, 2)
-    size = high - low
-    step = (2 * parts["point"] - 1) * config.denoising_point_noise
-    behind = torch.where(parts["side"] < 0.5, -1, 1) * (1 + parts["distance"])
     negative = torch.arange(2, device=noise.device)[:, None, None] == 1  # (2, 1, 1)
     is_outside = negative & (parts["kind"] < config.denoising_outside_share)  # (B, 2, P, 1)
-    along = torch.cat([parts["axis"] < 0.5, parts["axis"] >= 0.5], dim=-1)  # (B, 2, P, 2)
-    points = (low + high) / 2 + torch.where(is_outside & along, behind, step) * size / 2
+    points = noisy_points(target_corners, is_outside, parts, config.denoising_point_noise)
+    sides = noisy_sides(target_corners, points, negative, is_outside, parts, config.denoising_box_noise)
     inside_any = ~points_outside(points[..., None, :], boxes[:, None, None])  # (B, 2, P, T + 1)
     inside_any = (inside_any & (torch.arange(boxes.shape[1], device=noise.device) < counts)[:, None, None]).any(-1)
     misleading = inside_any | ((points < 0) | (points > 1)).any(-1)  # no false alarm there, or no place of the image
-
-    # Sides to the corners, which move by up to half of the box, or by more for the other negatives
-    magnitude = parts["magnitude"] + (negative & ~is_outside)
-    moved = torch.where(parts["sign"] < 0.5, -1, 1) * magnitude * config.denoising_box_noise
-    corners = (target_corners[:, None] + moved * torch.cat([size, size], dim=-1) / 2).clamp(0, 1)
-    sides = torch.cat([points - corners[..., :2], corners[..., 2:] - points], dim=-1)
-    smallest = torch.cat([size, size], dim=-1) * 0.02 + SMALLEST_SIDE
-    sides = torch.where(negative, sides.abs(), sides).maximum(smallest).clamp(max=1 - SMALLEST_SIDE)
 
     wrong = (parts["label"][..., 0] * num_labels).long().clamp(max=num_labels - 1)
     noisy_classes = torch.where(parts["flip"][..., 0] < config.denoising_label_noise, wrong, target_classes[:, None])
@@ -154,6 +136,55 @@ def denoising_queries(
         target_corners=target_corners,
         level_noise=noise[..., -1].flatten(1) if pyramid else None,
     )
+
+
+def fill_slots(
+    counts: torch.Tensor, pairs: int, first_box: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Go slot by slot through an image's boxes, as often as all of them fit; with more boxes than slots, take some.
+
+    Args:
+        counts: (B, 1) boxes of each image.
+        pairs: slots.
+        first_box: (B, 1) in [0, 1), which box comes first, as a share of them.
+
+    Returns:
+        (B, P) each: the box of a slot, how often all boxes came before, and whether the slot is used.
+    """
+    slot, some = torch.arange(pairs, device=counts.device), counts.clamp(min=1)
+    first = (first_box * counts).long() % some  # (B, 1)
+    box, repetition = (slot + first) % some, slot // some
+    return box, repetition, (counts > 0) & (repetition < (pairs // some).clamp(min=1))
+
+
+def noisy_points(
+    target_corners: torch.Tensor, is_outside: torch.Tensor, parts: dict[str, torch.Tensor], point_noise: float
+) -> torch.Tensor:
+    """(B, 2, P, 2): anywhere in the box (B, P, 4), or, where `is_outside`, behind one of its sides."""
+    low, high = target_corners[:, None].split(2, dim=-1)  # (B, 1, P, 2)
+    step = (2 * parts["point"] - 1) * point_noise
+    behind = torch.where(parts["side"] < 0.5, -1, 1) * (1 + parts["distance"])
+    along = torch.cat([parts["axis"] < 0.5, parts["axis"] >= 0.5], dim=-1)  # (B, 2, P, 2)
+    return (low + high) / 2 + torch.where(is_outside & along, behind, step) * (high - low) / 2
+
+
+def noisy_sides(
+    target_corners: torch.Tensor,
+    points: torch.Tensor,
+    negative: torch.Tensor,
+    is_outside: torch.Tensor,
+    parts: dict[str, torch.Tensor],
+    box_noise: float,
+) -> torch.Tensor:
+    """(B, 2, P, 4): to the corners, which move by up to half of the box, or by more for negatives that are inside."""
+    low, high = target_corners[:, None].split(2, dim=-1)  # (B, 1, P, 2)
+    size = torch.cat([high - low, high - low], dim=-1)
+    magnitude = parts["magnitude"] + (negative & ~is_outside)
+    moved = torch.where(parts["sign"] < 0.5, -1, 1) * magnitude * box_noise
+    corners = (target_corners[:, None] + moved * size / 2).clamp(0, 1)
+    sides = torch.cat([points - corners[..., :2], corners[..., 2:] - points], dim=-1)
+    sides = torch.where(negative, sides.abs(), sides)
+    return sides.maximum(size * 0.02 + SMALLEST_SIDE).clamp(max=1 - SMALLEST_SIDE)
 
 
 def denoising_loss(
