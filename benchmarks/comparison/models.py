@@ -145,6 +145,10 @@ DETECTORS = {
         "SAP-DETR, corrections, denoising, 3 groups (as r50-plus)",
         partial(sap_detr, **DENOISING, denoising_box_noise=1.0, num_groups=3),
     ),
+    "plus-2": Detector(
+        "SAP-DETR, corrections, denoising, 2 groups",
+        partial(sap_detr, **DENOISING, denoising_box_noise=1.0, num_groups=2),
+    ),
     "sap-detr-warm": Detector(
         "SAP-DETR from DAB-DETR trained on the digits",
         sap_detr,
