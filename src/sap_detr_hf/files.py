@@ -40,7 +40,8 @@ def prepare_folder(output: Path, overwrite: bool, results: Sequence[str]) -> Non
     With `overwrite`, remove what an earlier run left there (files and folders named `results`), and nothing else.
 
     Raises:
-        ValueError: the folder is not empty, and is not to be overwritten.
+        ValueError: the folder is not empty and is not to be overwritten, or a folder in it has the name of a result but
+            stands there without a result file, so that it is not of an earlier run.
         OSError: it cannot be made.
     """
     if output.exists() and not output.is_dir():
@@ -48,6 +49,9 @@ def prepare_folder(output: Path, overwrite: bool, results: Sequence[str]) -> Non
     if output.is_dir() and any(output.iterdir()) and not overwrite:
         raise ValueError(f"{output} is not empty: name another folder, or give --overwrite to replace its results.")
     output.mkdir(parents=True, exist_ok=True)
+    folders = [output / name for name in results if (output / name).is_dir()]
+    if folders and not any((output / name).is_file() for name in results):
+        raise ValueError(f"{folders[0]} is not of an earlier run, which would be removed: name another output folder.")
     for name in results:
         if (output / name).is_dir():
             shutil.rmtree(output / name)

@@ -213,6 +213,22 @@ def test_training_refuses_other_class_names_in_validation_also_where_they_look_l
         check_data(process, SimpleNamespace(config=config), training, validation)
 
 
+def test_training_says_what_the_data_checks_warn_of(tmp_path, capsys):
+    def outside(coco):
+        coco["annotations"][0]["bbox"] = [1, 1, 9000, 9]
+
+    write(tmp_path, outside, ["train"])
+    training, validation = (load_detection_data(tmp_path, split) for split in ("train", "val"))
+    paths = training.dataset["image_path"][:]
+    validation.dataset = validation.dataset.remove_columns("image_path").add_column("image_path", paths)
+    config = SimpleNamespace(num_queries=9, id2label=training.id2label, category_ids=training.category_ids)
+    process = SimpleNamespace(is_main_process=True, process_index=0, num_processes=1)
+    check_data(process, SimpleNamespace(config=config), training, validation)
+    printed = capsys.readouterr().err
+    assert "1 x box outside the image (clipped" in printed
+    assert f'warning: {len(paths)} of {len(paths)} images of "val" are also in "train"' in printed
+
+
 def test_processes_share_the_images_of_a_check(tmp_path):
     write(tmp_path, CASES["file broken"][0])
     data = load_detection_data(tmp_path, "val")

@@ -198,6 +198,13 @@ def test_script_on_good_data(tmp_path, check_data, capsys):
     make_digits(tmp_path, train=40, val=40, size=(96, 96))
     assert check_data([str(tmp_path), "--queries", "6", "--json", str(tmp_path / "report.json")]) == 0
     assert "40 images" in capsys.readouterr().out
+    (tmp_path / "annotations/instances_both.json").write_text(
+        (tmp_path / "annotations/instances_train.json").read_text()
+    )
+    both = ["--split", "train", "both", "--images", str(tmp_path / "images/train")]
+    assert check_data([str(tmp_path), "--fast", *both, "--json", str(tmp_path / "both.json")]) == 0
+    assert 'warning: 40 of 40 images of "both" are also in "train"' in capsys.readouterr().out
+    assert len(json.loads((tmp_path / "both.json").read_text())["shared_images"]) == 1
     content = json.loads((tmp_path / "report.json").read_text())
     assert content["ok"]
     assert content["splits"]["val"]["images_opened"]

@@ -298,9 +298,9 @@ def test_mistakes_of_an_image():
     boxes = [[0, 0, 10, 10], [20, 0, 10, 10], [50, 50, 40, 40]]
     annotations = [{"image_id": 1, "category_id": 1, "bbox": box, "iscrowd": i == 2} for i, box in enumerate(boxes)]
     metric = CocoMetric(GroundTruth.from_annotations([1], {1: "a", 2: "b"}, annotations))
-    found = [[0, 0, 10, 9], [0, 0, 10, 10], [60, 60, 10, 10], [20, 0, 10, 10], [20, 0, 10, 10]]
-    # found, found again (false), in the crowd, of another class (false), too weak
-    metric.add(1, found, [0.9, 0.8, 0.7, 0.9, 0.4], [1, 1, 1, 2, 1])
+    found = [[0, 0, 10, 9], [0, 0, 10, 10], [60, 60, 10, 10], [20, 0, 10, 10], [20, 0, 10, 10], [1, 2, 3, 4]]
+    # found, found again (false), in the crowd, of another class (false), too weak, of a class the truth does not have
+    metric.add(1, found, [0.9, 0.8, 0.7, 0.9, 0.4, 0.9], [1, 1, 1, 2, 1, 3])
     assert count_mistakes(metric, 1, 0.5) == (1, 2)
     curve = threshold_curve(metric)
     assert curve.scores.tolist() == pytest.approx([0.9, 0.8, 0.7, 0.4])

@@ -210,7 +210,9 @@ def test_reported_figures_need_the_published_architecture_and_classes():
 
 def test_a_trial_is_called_a_trial():
     trial = {**EVALUATION, "settings": {**EVALUATION["settings"], "max_images": 5}}
-    assert "measured on the first 5 images only" in model_card(_sources(evaluation=trial))
+    card = model_card(_sources(evaluation=trial))
+    assert "measured on the first 5 images only" in card
+    assert ModelCard(card).data.eval_results is None  # a reader of the metadata would take it for the whole split's
 
 
 def test_results_of_another_model_are_refused(tmp_path):

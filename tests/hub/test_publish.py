@@ -22,7 +22,8 @@ from tiny_model import tiny_inputs, tiny_model
 
 from sap_detr_cli.settings.train import TrainingSettings
 from sap_detr_hf import SapDetrConfig, SapDetrForObjectDetection, SapDetrImageProcessorPil
-from sap_detr_hf.hub.model_card import card_of_converted
+from sap_detr_hf.evaluation.coco_metric import METRIC_NAMES
+from sap_detr_hf.hub.model_card import EVALUATION_KEYS, card_of_converted
 from sap_detr_hf.hub.publish import prepared_folder
 from sap_detr_hf.hub.remote_code import code_files
 
@@ -359,6 +360,25 @@ def test_which_card_is_taken(hub, client, model_dir, tmp_path, capsys):
     assert client([tmp_path / "model", REPO, "--dry-run", "--evaluation", tmp_path / "absent.json"]) == 2
     assert "absent.json" in capsys.readouterr().err
     assert hub.calls == []
+
+
+def test_an_evaluation_of_other_weights_is_refused(client, model_dir, tmp_path, capsys):
+    _save_model(tmp_path / "model")
+    _save_model(tmp_path / "other")
+    results = {
+        **dict.fromkeys(sorted(EVALUATION_KEYS), 1),
+        "metrics": dict.fromkeys(METRIC_NAMES, 0.5),
+        "per_class": [],
+        "settings": {"data": "digits", "split": "val", "model": str(tmp_path / "other")},
+    }
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    arguments = [tmp_path / "model", REPO, "--dry-run", "--evaluation", tmp_path / "results.json", *LICENSE]
+    shutil.copy(tmp_path / "model/model.safetensors", tmp_path / "other")
+    assert client(arguments) == 0  # a copy
+    _save_model(tmp_path / "third", decoder_layers=1)
+    shutil.copy(tmp_path / "third/model.safetensors", tmp_path / "other")
+    assert client(arguments) == 2
+    assert "other, which has other weights than" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["tiny", "a/b/c", "someone/ti ny", ""])

@@ -299,6 +299,17 @@ def test_results_are_not_overwritten_unasked(model_dir, tmp_path, capsys):
     assert (output / "notes.txt").read_text() == "mine"
 
 
+def test_a_folder_of_the_user_is_never_taken_for_results(model_dir, tmp_path, monkeypatch, capsys):
+    """It may have the name of a result, and be the input."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures").mkdir()
+    noise(64, 64).save("pictures/holiday.png")
+    for options in ([], ["--no-pictures"]):
+        assert run(model_dir, "pictures/*.png", "--output", ".", "--overwrite", *options) == 2
+        assert "pictures is not of an earlier run" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "pictures").iterdir()] == ["holiday.png"]
+
+
 def test_the_output_is_never_input(model_dir, tmp_path, capsys):
     noise(64, 64).save(tmp_path / "a.png")
     output = tmp_path / "out"

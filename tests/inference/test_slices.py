@@ -93,6 +93,14 @@ def test_a_picture_no_larger_than_a_slice_is_detected_as_without(detector):
     assert torch.equal(found.queries, expected.queries)
 
 
+def test_what_fills_the_overlap_is_not_dropped_by_both_slices():
+    for left, right in ((80.5, 99.5), (80, 99), (82, 99.8), (79, 100), (81, 95)):
+        box = torch.tensor([[left, 20, right, 40]])
+        first = seen_better_next_door(box, (100, 100), (0, 0), (300, 100), 20)
+        second = seen_better_next_door(box - torch.tensor([80.0, 0, 80, 0]), (100, 100), (80, 0), (300, 100), 20)
+        assert not (first & second).any(), (left, right)
+
+
 def test_a_part_that_the_next_slice_shows_whole_is_dropped():
     boxes = torch.tensor([[90.0, 20, 100, 40], [70, 20, 100, 40], [90, 20, 98, 40], [0, 20, 10, 40], [0, 0, 40, 10]])
     worse = [seen_better_next_door(boxes, (100, 100), (x, 0), (300, 100), 20).tolist() for x in (0, 80, 200)]

@@ -28,8 +28,16 @@ def test_unknown_override_is_refused_with_the_nearest_field(name, advice):
         SapDetrConfig.from_variant("r50", **{name: 1})
 
 
+def test_unknown_field_of_the_backbone_is_refused():
+    backbone = {"model_type": "resnet", "depth": [1, 1, 1, 1], "out_features": ["stage4"]}
+    with pytest.raises(ValueError, match="`depth` is not a field of ResNetConfig: the nearest one is `depths`"):
+        SapDetrConfig.from_variant("r50", backbone_config=backbone)
+
+
 def test_fields_and_their_other_names_are_known():
-    check_field_names(SapDetrConfig, SapDetrConfig().to_diff_dict().keys() - {"model_type"})
+    fields = SapDetrConfig().to_diff_dict()
+    del fields["model_type"]
+    check_field_names(SapDetrConfig, fields)
     config = SapDetrConfig.from_variant("r50", num_hidden_layers=2, num_labels=3, attn_implementation="eager")
     assert (config.encoder_layers, config.num_labels, config._attn_implementation) == (2, 3, "eager")
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from accelerate import PartialState
 from tiny_training import TINY_MODEL
+from transformers import AutoModelForObjectDetection
 
 from sap_detr_cli.settings.train import TrainingSettings
 from sap_detr_hf import SapDetrImageProcessorPil
@@ -11,6 +12,7 @@ from sap_detr_hf.data.dataset import DetectionData
 from sap_detr_hf.training.model import build_image_processor, build_model, freeze_unreached
 
 CLASSES = DetectionData(None, {0: "cat", 1: "dog"}, [3, 8], {3: "cat", 8: "dog"}, "pets")
+OTHER_CLASSES = DetectionData(None, {0: "cow", 1: "dog"}, [1, 2], {1: "cow", 2: "dog"}, "animals")
 
 
 def settings(model_overrides=None, **changes):
@@ -126,6 +128,14 @@ def test_a_saved_model_is_fine_tuned_with_groups_and_denoising(saved_model):
     assert tensors.keys() - base.keys() == {"model.query_groups.sides.weight", "denoising_class_embedding.weight"}
     assert all(torch.equal(tensors[name], value) for name, value in base.items())
     assert model.config.point_start == "corner"  # as the saved model's points were trained
+
+
+@pytest.mark.parametrize("renewed", [False, True])
+def test_a_model_saved_in_half_precision_is_fine_tuned_in_float32(saved_model, tmp_path, renewed):
+    AutoModelForObjectDetection.from_pretrained(saved_model, dtype=torch.bfloat16).save_pretrained(tmp_path)
+    start = TrainingSettings(model=str(tmp_path), data="none", ignore_mismatched_sizes=renewed)
+    model = build_model(start, OTHER_CLASSES if renewed else CLASSES)
+    assert {value.dtype for value in model.state_dict().values() if value.is_floating_point()} == {torch.float32}
 
 
 @pytest.mark.parametrize("build", [lambda each: build_model(each, CLASSES), build_image_processor])

@@ -118,10 +118,13 @@ def cheap_checks(data: DetectionData, num_queries: int | None = None) -> DataRep
     return report
 
 
-def check_validation(data: DetectionData, rank: int = 0, processes: int = 1) -> None:
+def check_validation(data: DetectionData, rank: int = 0, processes: int = 1) -> DataReport:
     """Refuse validation data that would fail, or give a wrong AP, hours later in the first evaluation.
 
     Each process opens its share of the images; the annotations are checked by the first one.
+
+    Returns:
+        What this process found.
 
     Raises:
         ValueError: Says what is wrong and where.
@@ -129,6 +132,7 @@ def check_validation(data: DetectionData, rank: int = 0, processes: int = 1) -> 
     report = cheap_checks(data) if rank == 0 else DataReport(source=_source(data))
     _open_images(report, data, range(rank, len(data.dataset), processes), progress=False)
     report.raise_on_errors()
+    return report
 
 
 def box_statistics(data: DetectionData) -> tuple[np.ndarray, np.ndarray]:
@@ -151,6 +155,18 @@ def category_conflicts(training: DetectionData, other: DetectionData) -> list[st
         elif expected.casefold() != name.casefold():
             conflicts.append(f'category {number} is "{name}" in "{other.split}" but "{expected}" in "{training.split}"')
     return conflicts
+
+
+def images_of_both(training: DetectionData, other: DetectionData) -> list[str]:
+    """A sentence about image files that both splits have, so that AP would be too high; none without such files."""
+    if not all("image_path" in data.dataset.column_names for data in (training, other)):
+        return []
+    paths = other.dataset["image_path"][:]
+    shared = {*training.dataset["image_path"][:]}.intersection(paths)
+    if not shared:
+        return []
+    counted = f'{len(shared)} of {len(paths)} images of "{other.split}" are also in "{training.split}"'
+    return [f"{counted}, e.g. {min(shared)}: AP of images that were trained on says little"]
 
 
 def full_checks(data: DetectionData, num_queries: int | None = None, progress: bool = True) -> DataReport:

@@ -97,6 +97,10 @@ class Findings:
         """Kinds that training and evaluation cope with -> how often."""
         return {kind: count for kind, count in self.counts.items() if kind in WARNINGS}
 
+    def warning_lines(self) -> list[str]:
+        """Each kind of warning in a line, with an example."""
+        return [f"{n} x {kind} ({WARNINGS[kind]}), e.g. {self.examples[kind][0]}" for kind, n in self.warnings.items()]
+
     def refuse_errors(self, source: Any, kinds: Collection[str] = ERRORS, use: str = "trained on or evaluated") -> None:
         """Raise a ValueError in one sentence where there is an error of these kinds."""
         found = [kind for kind in self.errors if kind in kinds]

@@ -165,7 +165,7 @@ def find_errors(predictions: CocoMetric) -> DetectionErrors:
 def _errors_of_image(image: MatchedImage, first: int) -> tuple[np.ndarray, ...]:
     """The arrays of `DetectionErrors` for one image, whose true boxes without crowd are numbered from `first` on."""
     plain = ~image.true.crowd
-    counted = (image.outcomes != EXCUSED) & np.isin(image.categories, [*image.true.category_names])
+    counted = image.outcomes != EXCUSED
     ious = image.ious[counted][:, plain]  # (n, t)
     categories, true_categories = image.categories[counted], image.true.box_categories[plain]
     places = np.cumsum(plain) - 1  # of the true boxes among those without crowd

@@ -93,10 +93,15 @@ def count_mistakes(predictions: CocoMetric, image_id: int | str, score: float) -
 
 
 def match_image(predictions: CocoMetric, image_id: int | str, score: float, most: int | None = None) -> MatchedImage:
-    """Match class by class, the best score first; detections below `score` or after the `most` best are left out."""
+    """Match class by class, the best score first.
+
+    Left out are detections of categories that the truth does not have, those below `score` and those after the `most`
+    best.
+    """
     true = predictions.truth.of_image(image_id)
     boxes, scores, categories = predictions.detections(image_id)
-    best = np.argsort(-scores, kind="stable")[:most]
+    best = np.argsort(-scores, kind="stable")
+    best = best[np.isin(categories[best], [*true.category_names])][:most]
     best = best[scores[best] >= score]
     boxes, scores, categories = boxes[best], scores[best], categories[best]
     ious = np.zeros((len(boxes), len(true.boxes)))

@@ -225,7 +225,9 @@ def card_of_converted(config: SapDetrConfig, speed: str | None = None) -> str:
 
 def metadata(sources: CardSources) -> ModelCardData:
     """Return the part that the Hub reads; the AP numbers in it are measured, never reported ones."""
-    settings = sources.settings
+    settings, evaluation = sources.settings, sources.evaluation
+    if evaluation and evaluation["settings"].get("max_images"):
+        evaluation = None  # of a part of the split: the card's text says so, readers of the metadata would not know
     data = sources.dataset_id or (COCO_ID if sources.reported else _hub_id(settings.data if settings else None))
     start = settings.model or settings.init_from if settings else None
     if start and not is_hub_id(start):
@@ -238,7 +240,7 @@ def metadata(sources: CardSources) -> ModelCardData:
         tags=["object-detection", "vision", "detr", "sap-detr", *([CONVERTED_TAG] if sources.converted else [])],
         datasets=[data] if data else None,
         base_model=_hub_id(start),
-        eval_results=_eval_results(sources.evaluation) if sources.evaluation else None,
+        eval_results=_eval_results(evaluation) if evaluation else None,
     )
 
 

@@ -1,5 +1,6 @@
 """Check a saved model and upload it to the Hugging Face Hub with its code and card, in one commit."""
 
+import filecmp
 import json
 import os
 import re
@@ -106,7 +107,7 @@ def sources_of_directory(
         license: of the weights; only that of converted checkpoints is known.
 
     Raises:
-        OSError, ValueError: a file is absent or unreadable.
+        OSError, ValueError: a file is absent or unreadable, or the evaluation is of another model.
     """
     model_dir = Path(model_dir)
     own, settings = model_dir / "README.md", model_dir / "settings.yaml"
@@ -117,12 +118,28 @@ def sources_of_directory(
         config,
         repo_id=repo_id,
         image_size=json.loads((model_dir / "preprocessor_config.json").read_text(encoding="utf-8")).get("size"),
-        evaluation=read_results(evaluation) if evaluation is not None else None,
+        evaluation=results_of(model_dir, evaluation) if evaluation is not None else None,
         settings=TrainingSettings(**read_recipe(settings)) if settings.is_file() else None,
         converted=converted,
         dataset_id=dataset_id,
         license=license or (RELEASED_LICENSE if converted else None),
     )
+
+
+def results_of(model_dir: Path, path: str | os.PathLike) -> dict[str, Any]:
+    """Read the results.json of this model's evaluation.
+
+    Raises:
+        OSError: there is none.
+        ValueError: it is of a model, still where it was measured, that has other weights; or see [`read_results`].
+    """
+    results = read_results(path)
+    measured, own = Path(str(results["settings"].get("model"))) / WEIGHTS, model_dir / WEIGHTS
+    if measured.is_file() and own.is_file() and not filecmp.cmp(measured, own, shallow=False):
+        raise ValueError(
+            f"{path} is of {measured.parent}, which has other weights than {model_dir}: evaluate this model."
+        )
+    return results
 
 
 @contextmanager

@@ -232,6 +232,8 @@ def seen_better_next_door(
     """
     low, high = boxes[:, :2], boxes[:, 2:]  # left and top, right and bottom
     end, start, whole = (torch.tensor(pair, dtype=boxes.dtype) for pair in (size, shift, picture))
-    cut_low = (start > 0) & (low < CUT_MARGIN * end) & (high < overlap)
-    cut_high = (start + end < whole) & (high > (1 - CUT_MARGIN) * end) & (low > end - overlap)
+    margin = CUT_MARGIN * end
+    # What ends so near to both borders of the overlap would be dropped by both slices: both keep it.
+    cut_low = (start > 0) & (low < margin) & (high < overlap - margin)
+    cut_high = (start + end < whole) & (high > end - margin) & (low > end - overlap + margin)
     return (cut_low | cut_high).any(1)

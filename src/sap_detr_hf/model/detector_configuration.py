@@ -3,7 +3,7 @@
 
 import dataclasses
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal
 
 from transformers import AutoConfig
@@ -163,16 +163,21 @@ class DetectorConfig(PreTrainedConfig):
             )
 
 
-def check_field_names(config_class: Any, names: Iterable[str]) -> None:
-    """Refuse fields that a configuration does not have; transformers would store and ignore them.
+def check_field_names(config_class: Any, fields: Mapping[str, Any]) -> None:
+    """Refuse fields that a configuration, or the backbone's in it, does not have; transformers would ignore them.
 
     Raises:
         ValueError: for such a name; the message has the nearest field.
     """
-    for name in sorted(_unknown_fields(config_class, names)):
+    for name in sorted(_unknown_fields(config_class, fields)):
         nearest = difflib.get_close_matches(name, _field_names(config_class), n=1)
         advice = f"the nearest one is `{nearest[0]}`" if nearest else "its docstring lists them"
         raise ValueError(f"`{name}` is not a field of {config_class.__name__}: {advice}.")
+    backbone = fields.get("backbone_config")
+    if isinstance(backbone, Mapping) and backbone.get("model_type") in CONFIG_MAPPING:
+        backbone_class = CONFIG_MAPPING[backbone["model_type"]]
+        shared = backbone_class().to_dict()  # with the fields that all backbones have
+        check_field_names(backbone_class, {name: value for name, value in backbone.items() if name not in shared})
 
 
 def _field_names(config_class: Any) -> set[str]:

@@ -168,7 +168,10 @@ def _model_to_fine_tune(settings: TrainingSettings, data: DetectionData) -> PreT
     try:
         with readable_model(settings.model):
             model = AutoModelForObjectDetection.from_pretrained(
-                settings.model, ignore_mismatched_sizes=settings.ignore_mismatched_sizes, **fields
+                settings.model,
+                ignore_mismatched_sizes=settings.ignore_mismatched_sizes,
+                dtype=torch.float32,  # a model may have been saved in half precision
+                **fields,
             )
     except RuntimeError as error:
         if "ignore_mismatched_sizes" not in str(error):
@@ -187,7 +190,7 @@ def _start_class_head(model: PreTrainedModel, settings: TrainingSettings, old_cl
     assert settings.model
     new_classes: dict[int, str] = model.config.id2label  # type: ignore[assignment]
     pairs = shared_classes(old_classes, new_classes, settings.class_mapping)
-    start_class_rows(model, AutoModelForObjectDetection.from_pretrained(settings.model), pairs)
+    start_class_rows(model, AutoModelForObjectDetection.from_pretrained(settings.model, dtype=torch.float32), pairs)
     kept = ", ".join(new_classes[index] for index in pairs)
     new = ", ".join(name for index, name in new_classes.items() if index not in pairs)
     say(f"Class head: keeps {kept or 'no class'} of {settings.model}; newly initialized: {new or 'none'}.")

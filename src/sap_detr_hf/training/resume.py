@@ -64,7 +64,7 @@ def find_state(settings: TrainingSettings, checkpoints: CheckpointFolder) -> Pat
     """Return the file of the state that the settings name; None for a new run.
 
     Raises:
-        ValueError: a new run would mix with an earlier one.
+        ValueError: a new run would mix with an earlier one, or replace a model.
         OSError: there are states, and none of them can be read.
     """
     if settings.resume is None:
@@ -73,8 +73,14 @@ def find_state(settings: TrainingSettings, checkpoints: CheckpointFolder) -> Pat
                 f"{settings.output_dir} holds checkpoints of an earlier run: continue with `--resume auto`, or choose "
                 "another `output_dir`."
             )
-        return None
-    return checkpoints.newest() if settings.resume == "auto" else Path(settings.resume)
+    elif settings.resume != "auto":
+        return Path(settings.resume)
+    newest = checkpoints.newest()
+    if newest is None and (Path(settings.output_dir) / "config.json").exists():
+        raise ValueError(
+            f"{settings.output_dir} holds a model, which training would replace: choose another `output_dir`."
+        )
+    return newest
 
 
 def put_back(run: TrainingRun, state: dict[str, Any]):

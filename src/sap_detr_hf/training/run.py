@@ -29,11 +29,11 @@ from transformers.image_processing_utils import BaseImageProcessor
 from sap_detr_cli.settings.train import TrainingSettings
 
 from ..data.augmentation import make_augmentation
-from ..data.checks import category_conflicts, cheap_checks, check_validation
+from ..data.checks import category_conflicts, cheap_checks, check_validation, images_of_both
 from ..data.classes import check_categories
 from ..data.dataset import DetectionData, load_detection_data
 from ..data.samples import DetectionRows
-from ..distributed import all_processes_together
+from ..distributed import all_processes_together, say
 from ..evaluation.coco_metric import GroundTruth
 from ..evaluation.evaluate import ground_truth
 from .batches import ProcessBatchSampler, TrainingBatches
@@ -264,17 +264,35 @@ def check_data(
     training: DetectionData,
     validation: DetectionData | None,
 ) -> GroundTruth | None:
-    """Make the cheap data checks and compare the classes; return the ground truth of the validation data."""
+    """Make the cheap data checks, print their warnings and compare the classes.
+
+    Returns:
+        The ground truth of the validation data.
+    """
     queries = getattr(model.config, "num_queries", None)
+    warnings = []
     if accelerator.is_main_process:
-        cheap_checks(training, queries).raise_on_errors()
+        report = cheap_checks(training, queries)
+        report.raise_on_errors()
+        warnings = [f"{report.source}: {line}" for line in report.warning_lines()]
     check_categories(training, model.config)
     if validation is None:
+        say_warnings(warnings)
         return None
     if conflicts := category_conflicts(training, validation):
         raise ValueError(f"{validation.source}: {conflicts[0]}: the same ids must mean the same in all splits.")
-    check_validation(validation, accelerator.process_index, accelerator.num_processes)
+    found = check_validation(validation, accelerator.process_index, accelerator.num_processes)
+    if validation is not training:
+        warnings += [f"{found.source}: {line}" for line in found.warning_lines()]
+        warnings += images_of_both(training, validation)
+    say_warnings(warnings)
     return ground_truth(validation)
+
+
+def say_warnings(warnings: list[str]):
+    """Print what was found in the data; `sap-detr check-data` prints more of each."""
+    for warning in warnings:
+        say(f"warning: {warning}")
 
 
 def build_batches(
