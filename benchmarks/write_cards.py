@@ -1,6 +1,7 @@
 """Write all of `model_cards/` anew from configurations, recipes and measurements; no number in them is typed.
 
-The cards are those of the four published variants, and of the demo's model with what was measured of it.
+The cards are those of the four published variants, of the further ones, which nobody has trained on COCO yet, and of
+the demo's model with what was measured of it.
 """
 
 import argparse
@@ -18,9 +19,18 @@ from sap_detr_cli.settings.train import TrainingSettings
 from sap_detr_hf.demo import digits
 from sap_detr_hf.hub.model_card import ABSOLUTE_PATH, CardSources, card_of_converted, model_card, read_results
 from sap_detr_hf.model.configuration_sap_detr import PUBLISHED_VARIANTS, SapDetrConfig
+from sap_detr_hf.weights.variants import config_of_variant
 
 ROOT = Path(__file__).parents[1]
 SPEED = ROOT / "benchmarks" / "results" / "forward_cpu.md"
+UNTRAINED = {
+    "r50-group": "coco_r50_group_50e",
+    "r50-dc5-group": "coco_r50_dc5_group_50e",
+    "r50-dn": "coco_r50_dn_50e",
+    "r50-plus": "coco_r50_plus_50e",
+    "dino-r50": "coco_dino_r50_36e",
+}
+"""Variants of this project and the recipe of each card."""
 DEMO_SOURCES = {"config.json": "model", "settings.yaml": "model", "results.json": "evaluation"}
 """What the demo's card is written from, and the folder of the demo's output that it lies in."""
 
@@ -39,9 +49,24 @@ def all_cards(demo_sources: Path, speed: str = "") -> dict[str, str]:
         f"{variant}.md": card_of_converted(SapDetrConfig.from_variant(variant), speed_of(variant, speed))
         for variant in PUBLISHED_VARIANTS
     }
+    cards |= {f"{variant}.md": untrained_card(recipe, speed) for variant, recipe in UNTRAINED.items()}
     if demo_sources.is_dir():
         cards["demo.md"] = demo_card(demo_sources)
     return cards
+
+
+def untrained_card(recipe: str, speed: str) -> str:
+    """The card of a variant that nobody has trained, with the recipe that would."""
+    settings = TrainingSettings(**read_recipe(recipe))
+    assert settings.variant is not None
+    config: Any = config_of_variant(settings.variant)
+    size = {"shortest_edge": 800, "longest_edge": 1333}
+    speed_rows = speed_of(settings.variant, speed)
+    return model_card(
+        CardSources(
+            config, settings=settings, untrained=recipe, image_size=size, license="apache-2.0", speed=speed_rows
+        )
+    )
 
 
 def demo_card(sources: Path) -> str:

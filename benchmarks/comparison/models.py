@@ -142,12 +142,12 @@ DETECTORS = {
     ),
     "groups": Detector("SAP-DETR, corrections, 3 groups", partial(sap_detr, **CORRECTED, num_groups=3)),
     "plus": Detector(
-        "SAP-DETR, corrections, denoising, 3 groups (as r50-plus)",
-        partial(sap_detr, **DENOISING, denoising_box_noise=1.0, num_groups=3),
-    ),
-    "plus-2": Detector(
-        "SAP-DETR, corrections, denoising, 2 groups",
+        "SAP-DETR, corrections, denoising, 2 groups (as r50-plus)",
         partial(sap_detr, **DENOISING, denoising_box_noise=1.0, num_groups=2),
+    ),
+    "plus-3": Detector(
+        "SAP-DETR, corrections, denoising, 3 groups",
+        partial(sap_detr, **DENOISING, denoising_box_noise=1.0, num_groups=3),
     ),
     "sap-detr-warm": Detector(
         "SAP-DETR from DAB-DETR trained on the digits",

@@ -30,11 +30,13 @@ from sap_detr_hf.hub.model_card import (
     variant_of,
 )
 from sap_detr_hf.hub.remote_code import add_remote_code
-from sap_detr_hf.model.configuration_sap_detr import PUBLISHED_VARIANTS
+from sap_detr_hf.model.configuration_sap_detr import FURTHER_VARIANTS, PUBLISHED_VARIANTS
+from sap_detr_hf.weights.variants import config_of_variant
 
 ROOT = Path(__file__).parents[2]
 CARDS = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "model_cards").glob("*.md")}
-NAMES = [*(f"{variant}.md" for variant in PUBLISHED_VARIANTS), "demo.md"]
+UNTRAINED = [*FURTHER_VARIANTS, "dino-r50"]
+NAMES = [*(f"{variant}.md" for variant in (*PUBLISHED_VARIANTS, *UNTRAINED)), "demo.md"]
 
 METRICS = {"AP": 0.27129, "AP50": 0.5820617, "AP_small": None, "AP_large": 0.4, "AR100": 0.3}
 EVALUATION = {
@@ -74,6 +76,20 @@ def test_cards_load_strictly_and_are_complete(name):
     assert re.findall(r"^## (.*)$", card.text, re.MULTILINE) == list(SECTIONS)
     check_card(str(card).replace(REPO_ID, "someone/model"))
     assert not re.search(r"(?<![\w.:/-])/(tmp|home|root|work|usr|data)/", str(card))
+
+
+@pytest.mark.parametrize("variant", UNTRAINED)
+def test_cards_of_what_nobody_has_trained_claim_nothing(variant):
+    card = ModelCard.load(ROOT / "model_cards" / f"{variant}.md", ignore_metadata_errors=False)
+    assert (card.data.eval_results, card.data.datasets, card.data.base_model) == (None, None, None)
+    assert "## Results\n\nNo AP has been measured.\n" in card.text
+    assert "Nobody has trained this variant yet." in card.text
+    assert f"| variant | {variant} |" in card.text
+    config = config_of_variant(variant)
+    assert (f"{config.denoising_pairs} pairs an image" in card.text) == bool(config.denoising_pairs)
+    groups = getattr(config, "num_groups", 1)
+    assert (f" {groups} groups of the others" in card.text) == (groups > 1)
+    assert ("points start at the center of their cells" in card.text) == (variant != "dino-r50")
 
 
 @pytest.mark.parametrize("variant", PUBLISHED_VARIANTS)

@@ -30,7 +30,7 @@ def test_unknown_override_is_refused_with_the_nearest_field(name, advice):
 
 def test_unknown_field_of_the_backbone_is_refused():
     backbone = {"model_type": "resnet", "depth": [1, 1, 1, 1], "out_features": ["stage4"]}
-    with pytest.raises(ValueError, match="`depth` is not a field of ResNetConfig: the nearest one is `depths`"):
+    with pytest.raises(ValueError, match="`depth` is not a field of `backbone_config`: the nearest one is `depths`"):
         SapDetrConfig.from_variant("r50", backbone_config=backbone)
 
 

@@ -167,7 +167,7 @@ def test_on_a_gpu_a_detector_of_the_hub_is_the_start(choose, tmp_path, monkeypat
     assert (settings.images_per_device, settings.effective_batch) == (4, 8)
     assert settings.learning_rate == 1e-4
     if chosen == "r50-plus":
-        assert settings.model_overrides["num_groups"] == 3
+        assert settings.model_overrides["num_groups"] == 2
     else:
         assert settings.model_overrides == {"num_queries": 900}
     assert TrainingSettings(**yaml.safe_load(settings.to_yaml())) == settings

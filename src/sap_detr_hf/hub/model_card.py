@@ -49,9 +49,9 @@ ARCHITECTURE = (
 
 # The settings that decide what a model has learned, in the order of the card's table.
 RECIPE = (
-    "epochs", "max_steps", "effective_batch", "learning_rate", "backbone_learning_rate", "weight_decay",
-    "gradient_clip", "schedule", "drop_epoch", "drop_factor", "warmup_steps", "augmentation", "shortest_edge",
-    "longest_edge", "freeze", "ema_decay", "mixed_precision", "seed",
+    "variant", "model_overrides", "epochs", "max_steps", "effective_batch", "learning_rate", "backbone_learning_rate",
+    "weight_decay", "gradient_clip", "schedule", "drop_epoch", "drop_factor", "warmup_steps", "augmentation",
+    "shortest_edge", "longest_edge", "freeze", "ema_decay", "mixed_precision", "seed",
 )  # fmt: skip
 
 # A template shows an absent key as nothing, so it must be there.
@@ -72,6 +72,7 @@ class CardSources:
         image_size: `size` of the image processor.
         evaluation: the content of an evaluation's results.json.
         settings: the training's settings; absent for a model that was not trained by this package.
+        untrained: name of the recipe with these settings, for a variant that nobody has trained.
         converted: whether the weights come from a checkpoint of the released code.
         dataset_id: Hub id of the training data, where the settings name a folder.
         data_description: what the training data shows, in a few words.
@@ -87,6 +88,7 @@ class CardSources:
     image_size: Mapping[str, int | None] | None = None
     evaluation: Mapping[str, Any] | None = None
     settings: TrainingSettings | None = None
+    untrained: str | None = None
     converted: bool = False
     dataset_id: str | None = None
     data_description: str | None = None
@@ -134,6 +136,8 @@ class CardSources:
         if self.converted:
             return f"{self.config.detector_name} {(self.variant or '').upper()}".strip()
         name = self.config.detector_name
+        if self.untrained and self.settings:
+            return f"{name} {(self.settings.variant or '').upper()}"
         return f"{name} on {self.training_data}" if self.settings else name
 
     @property
@@ -189,6 +193,8 @@ class CardSources:
         if not pretrained or "model.backbone" in settings.freeze:
             values["backbone_learning_rate"] = None
         values["freeze"] = ", ".join(settings.freeze) or None
+        overrides = settings.model_overrides.items()
+        values["model_overrides"] = ", ".join(f"{name}: {value}" for name, value in overrides) or None
         return {name: value for name, value in values.items() if value is not None}
 
 
@@ -229,6 +235,8 @@ def metadata(sources: CardSources) -> ModelCardData:
     if evaluation and evaluation["settings"].get("max_images"):
         evaluation = None  # of a part of the split: the card's text says so, readers of the metadata would not know
     data = sources.dataset_id or (COCO_ID if sources.reported else _hub_id(settings.data if settings else None))
+    if sources.untrained:
+        data = None
     start = settings.model or settings.init_from if settings else None
     if start and not is_hub_id(start):
         start = base_model_of(start)  # a directory that was started from another model

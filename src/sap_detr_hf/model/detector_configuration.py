@@ -164,7 +164,9 @@ class DetectorConfig(PreTrainedConfig):
 
 
 def check_field_names(config_class: Any, fields: Mapping[str, Any]) -> None:
-    """Refuse fields that a configuration, or the backbone's in it, does not have; transformers would ignore them.
+    """Refuse fields that a configuration does not have; transformers would store and ignore them.
+
+    Of the backbone's fields only misspelt ones: backbones take further names than their configurations list.
 
     Raises:
         ValueError: for such a name; the message has the nearest field.
@@ -175,9 +177,10 @@ def check_field_names(config_class: Any, fields: Mapping[str, Any]) -> None:
         raise ValueError(f"`{name}` is not a field of {config_class.__name__}: {advice}.")
     backbone = fields.get("backbone_config")
     if isinstance(backbone, Mapping) and backbone.get("model_type") in CONFIG_MAPPING:
-        backbone_class = CONFIG_MAPPING[backbone["model_type"]]
-        shared = backbone_class().to_dict()  # with the fields that all backbones have
-        check_field_names(backbone_class, {name: value for name, value in backbone.items() if name not in shared})
+        known = CONFIG_MAPPING[backbone["model_type"]]().to_dict()
+        for name in sorted(backbone.keys() - known):
+            if nearest := difflib.get_close_matches(name, known, n=1, cutoff=0.8):
+                raise ValueError(f"`{name}` is not a field of `backbone_config`: the nearest one is `{nearest[0]}`.")
 
 
 def _field_names(config_class: Any) -> set[str]:
