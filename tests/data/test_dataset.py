@@ -270,6 +270,19 @@ def assert_same_samples(samples, expected):
             assert torch.equal(values, other["labels"][name]), name
 
 
+def test_saved_data_on_a_read_only_disk(coco_folder, hub_data, tmp_path, processor, monkeypatch):
+    hub_data.save_to_disk(tmp_path / "hub")
+    before = sorted((tmp_path / "hub").iterdir())
+    real = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: "hub" not in str(path) and real(path, mode))
+    expected = list(DetectionRows(load_detection_data(coco_folder), processor))
+    for _ in range(2):  # written, then read from the cache
+        data = load_detection_data(tmp_path / "hub", cache_dir=tmp_path / "cache")
+        assert_same_samples(list(DetectionRows(data, processor)), expected)
+    assert sorted((tmp_path / "hub").iterdir()) == before
+    assert len(list((tmp_path / "cache/sap_detr_hf/columns").iterdir())) == 1
+
+
 def test_hub_columns_that_are_missing_or_of_another_form(coco_folder, hub_data, tmp_path):
     def as_list(row):
         boxes = [[x, y, x + w, y + h] for x, y, w, h in row["objects"]["bbox"]]

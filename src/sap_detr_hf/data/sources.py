@@ -91,7 +91,7 @@ def read_columns(
         rows = dataset.map(_streamed_row, with_indices=True, fn_kwargs=options, features=_features("image", text_ids))
         rows = rows.select_columns(["image", "image_id", "width", "height", "objects"])
     else:
-        rows = _standardize(dataset, options, source, findings)
+        rows = _standardize(dataset, options, source, findings, cache_dir)
     if class_label is not None:
         entries = [{"id": number, "name": name} for number, name in enumerate(class_label.names)]
         return rows, read_categories(entries, findings), findings
@@ -227,7 +227,11 @@ def _category_feature(data: str, objects: Any) -> tuple[str, ClassLabel | None]:
 
 
 def _standardize(
-    dataset: datasets.Dataset, options: dict[str, Any], source: str, findings: Findings
+    dataset: datasets.Dataset,
+    options: dict[str, Any],
+    source: str,
+    findings: Findings,
+    cache_dir: str | Path | None,
 ) -> datasets.Dataset:
     """Rewrite all columns but the images', which are joined again from the original, memory-mapped table."""
     beside = dataset
@@ -236,6 +240,7 @@ def _standardize(
     features = Features({**SIZES, "objects": OBJECTS, "fault": Value("string")})
     names = beside.column_names
     arguments = {"fn_kwargs": options, "features": features, "remove_columns": names}
+    arguments["cache_file_name"] = _cache_file(dataset, options, cache_dir)
     standard = beside.map(_standard_row, **arguments)
     if any(fault is not None for fault in standard["fault"]):  # of an earlier time: an image's file may be back
         standard = beside.map(_standard_row, load_from_cache_file=False, **arguments)
@@ -253,6 +258,16 @@ def _standardize(
     numbers = id_array(ids or range(len(dataset))).tolist()
     standard = standard.remove_columns("fault").add_column("image_id", numbers)
     return datasets.concatenate_datasets([dataset.select_columns("image"), standard], axis=1)
+
+
+def _cache_file(dataset: datasets.Dataset, options: dict[str, Any], cache_dir: str | Path | None) -> str | None:
+    """Where the rewritten columns are kept: beside the data (`None`), or in the cache if that disk is read-only."""
+    if all(os.access(os.path.dirname(file["filename"]), os.W_OK) for file in dataset.cache_files):
+        return None
+    folder = Path(cache_dir or datasets.config.HF_DATASETS_CACHE) / "sap_detr_hf" / "columns"
+    folder.mkdir(parents=True, exist_ok=True)
+    facts = f"{dataset._fingerprint}\0{sorted(options.items())}\0{datasets.__version__}"
+    return str(folder / f"{hashlib.blake2b(facts.encode(), digest_size=16).hexdigest()}.arrow")
 
 
 def _rows_without_image(dataset: datasets.Dataset) -> set[int]:

@@ -156,9 +156,10 @@ class Detector:
 def detect_with_points(
     model: Any, image_processor: Any, image: Image.Image, threshold: float = 0.5, top_k: int = 300
 ) -> SalientDetections:
-    """Detect objects in an upright RGB image; the same scores, labels and boxes as the pipeline's.
+    """Detect objects in an upright RGB image; the same scores, labels and boxes as the pipeline's for that image.
 
-    Arguments are those of [`Detector`]; [`open_image`] opens an image.
+    Arguments are those of [`Detector`]; [`open_image`] opens an image. A pipeline that is given a file opens it by
+    itself: it clips 16-bit images and drops transparency, where [`open_image`] scales and blends them.
 
     Raises:
         ValueError: the model's output is not finite.
