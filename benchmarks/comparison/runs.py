@@ -104,7 +104,7 @@ def train_one(settings: dict[str, Any], work: Path, results: Path, run: Run) -> 
     training = TrainingSettings(**values, model=str(folder / "start"), output_dir=str(folder))
     data, _ = load_data(training)
     write_start(training, data, run, trained_on_digits(work.parent, detector.source) if detector.source else None)
-    repeated = "model.backbone" in training.freeze and training.augmentation != "strong"
+    repeated = "model.backbone" in training.freeze and not training.augmentation.startswith("strong")
     with trained_as_by_authors(), remembered_features() if repeated else nullcontext():
         status = train(training)["status"]
     if status != "interrupted":

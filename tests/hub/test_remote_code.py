@@ -13,6 +13,7 @@ import torch
 from absent_packages import run_without
 from PIL import Image
 from project_scripts import load_script
+from tiny_dino import tiny_dino
 from tiny_model import tiny_model
 from transformers import AutoConfig, AutoModel, AutoModelForObjectDetection, pipeline
 from transformers.models.auto.image_processing_auto import AutoImageProcessor  # 5.17 exports it with torchvision only
@@ -21,6 +22,7 @@ from transformers.utils import is_torchvision_available
 import sap_detr_hf
 from sap_detr_hf import SapDetrConfig
 from sap_detr_hf.hub.remote_code import add_remote_code, code_files
+from sap_detr_hf.model.configuration_sap_detr import CORRECTED
 
 LOAD = """
 import json, sys
@@ -29,7 +31,7 @@ from PIL import Image
 from transformers import AutoConfig, AutoModel, AutoModelForObjectDetection, pipeline
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-directory, output, *backends = sys.argv[1:]
+directory, output, name, *backends = sys.argv[1:]
 try:
     AutoModelForObjectDetection.from_pretrained(directory)
 except ValueError as error:
@@ -41,8 +43,8 @@ def load(auto_class, **kwargs):
     return auto_class.from_pretrained(directory, trust_remote_code=True, **kwargs)
 
 model = load(AutoModelForObjectDetection).eval()
-assert type(load(AutoConfig)).__name__ == "SapDetrConfig"
-assert type(load(AutoModel)).__name__ == "SapDetrModel"
+assert type(load(AutoConfig)).__name__ == f"{name}Config"
+assert type(load(AutoModel)).__name__ == f"{name}Model"
 assert type(model).__module__.startswith("transformers_modules."), type(model)
 results = {}
 for backend in backends:
@@ -98,7 +100,7 @@ def _expected(directory, folder, backends) -> dict:
 def test_loads_without_the_package_and_computes_the_same(model_directory, tmp_path, absent):
     backends = ["pil"] if "torchvision" in absent else BACKENDS
     expected = _expected(model_directory, tmp_path, backends)
-    run_without(absent, LOAD, tmp_path, model_directory, tmp_path / "results.pt", *backends)
+    run_without(absent, LOAD, tmp_path, model_directory, tmp_path / "results.pt", "SapDetr", *backends)
     results = torch.load(tmp_path / "results.pt", weights_only=True)
     assert results.keys() == expected.keys()
     for backend in backends:
@@ -107,6 +109,20 @@ def test_loads_without_the_package_and_computes_the_same(model_directory, tmp_pa
     assert len(results["pipeline"]) > 3
     assert results["pipeline"] == expected["pipeline"]
     assert results["pipeline processor"] == expected["pipeline processor"]
+
+
+@pytest.mark.parametrize("name", ["SapDinoDetr", "SapDetr"])
+def test_further_models_load_without_the_package(name, tmp_path):
+    further = {"auxiliary_loss": False, "denoising_pairs": 3}
+    model = tiny_dino(**further) if name == "SapDinoDetr" else tiny_model(**further, **CORRECTED, num_groups=2)
+    directory = tmp_path / "model"
+    model.save_pretrained(directory)
+    sap_detr_hf.SapDetrImageProcessorPil(size={"shortest_edge": 96, "longest_edge": 192}).save_pretrained(directory)
+    add_remote_code(directory)
+    expected = _expected(directory, tmp_path, ["pil"])
+    run_without(["sap_detr_hf"], LOAD, tmp_path, directory, tmp_path / "results.pt", name, "pil")
+    results = torch.load(tmp_path / "results.pt", weights_only=True)
+    assert torch.equal(results["pil"]["logits"], expected["pil"]["logits"])
 
 
 @pytest.mark.parametrize("trust", [None, False, True])

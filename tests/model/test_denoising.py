@@ -9,7 +9,7 @@ from tiny_model import tiny_config, tiny_inputs, tiny_labels, tiny_model
 from torch import nn
 
 from sap_detr_hf import SapDetrConfig, SapDetrForObjectDetection
-from sap_detr_hf.model.denoising import denoising_queries, draw_noise
+from sap_detr_hf.model.denoising import denoising_queries, draw_noise, noisy_sides
 from sap_detr_hf.model.loss import pad_targets, points_outside
 from sap_detr_hf.model.salient_points import box_corners, cell_corners
 from sap_detr_hf.training.model import compile_transformer
@@ -127,6 +127,34 @@ def test_sides_are_positive_and_finite_for_extreme_boxes():
     assert queries.sides.min() >= 1e-3
     assert queries.sides.max() <= 1 - 1e-3
     assert queries.points.isfinite().all()
+
+
+def test_sides_by_hand():
+    """Corners stay in the image, a point beyond a corner gets its distance, and no side is nearly 0."""
+    low, high = torch.tensor([0.5, 0.4]), torch.tensor([0.7, 0.8])
+    corners = torch.cat([low, high]).expand(1, 1, 4)
+    point = torch.tensor([0.55, 0.5])
+    halves = torch.tensor([False, True])[:, None, None]
+    sign = torch.tensor([1.0, 0.0, 0.0, 1.0])  # left and bottom sides move right and down, the others left and up
+    parts = {"sign": sign.expand(1, 2, 1, 4), "magnitude": torch.full((1, 2, 1, 4), 0.9)}
+
+    def sides(noise):
+        points = point.expand(1, 2, 1, 2)
+        return noisy_sides(corners, points, halves, torch.zeros(1, 2, 1, 1, dtype=torch.bool), parts, noise)[0, :, 0]
+
+    positive, negative = sides(1.0)
+    # x1 = 0.5 + 0.9 * 0.1 passes the point; y1 = 0.4 - 0.9 * 0.2, x2 = 0.7 - 0.9 * 0.1, y2 = 0.8 + 0.9 * 0.2
+    torch.testing.assert_close(positive, torch.tensor([0.02 * 0.2 + 1e-3, 0.28, 0.06, 0.48]))
+    # Wrong sides move by 1.9 halves: x1 = 0.69, y1 = 0.02, x2 = 0.51, y2 = 1.18, which the image ends
+    torch.testing.assert_close(negative, torch.tensor([0.14, 0.48, 0.04, 0.5]))
+    positive, _ = sides(3.0)  # y1 would be -0.14, y2 1.34
+    torch.testing.assert_close(positive[[1, 3]], torch.tensor([0.5, 0.5]))
+
+
+def test_noise_for_other_images_is_refused():
+    noise = draw_noise(1, PAIRS, torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"for \(1, 2\) images and halves, not for \(2, 2\)"):
+        denoising_queries(tiny_labels((3, 1)), nn.Embedding(6, 32), tiny_config(), noise)
 
 
 def test_queries_see_their_own_round_only():

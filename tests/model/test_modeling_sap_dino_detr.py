@@ -39,6 +39,26 @@ def assert_same(ours, theirs, tolerance=1e-5):
         torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=tolerance, msg=name)
 
 
+@torch.no_grad()
+def test_layers_go_on_from_unnormed_states_and_heads_see_normed_ones():
+    """Shown with a norm that changes much; freshly made, it changes nothing that a comparison would notice."""
+    model = tiny_dino().eval()
+    decoder = model.model.decoder
+    decoder.layer_norm.weight.data = torch.linspace(-2, 2, len(decoder.layer_norm.weight))
+    states = []
+    for layer in decoder.layers:
+        layer.register_forward_hook(lambda module, inputs, output: states.append(output))
+    got = model(*tiny_inputs(), labels=tiny_labels())
+    places, sides = got.intermediate_cell_places, got.intermediate_box_sides
+    for index in range(len(states) - 1):
+        expected_places, expected_sides = decoder.refine(index, states[index], places[index], sides[index])
+        torch.testing.assert_close(places[index + 1], expected_places)
+        torch.testing.assert_close(sides[index + 1], expected_sides)
+    last = len(states) - 1
+    head_places, _ = decoder.refine(last, decoder.layer_norm(states[last]), places[last], sides[last])
+    torch.testing.assert_close(got.pred_points, got.query_corners + got.query_cells * head_places)
+
+
 # --- Points and boxes ------------------------------------------------------------------------------------------------
 
 

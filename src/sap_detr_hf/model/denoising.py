@@ -94,7 +94,7 @@ def denoising_queries(
         noise: see [`draw_noise`], which is called without it.
 
     Raises:
-        ValueError: noise of another width.
+        ValueError: noise of another width, or for another number of images.
     """
     pyramid = hasattr(config, "num_feature_levels")
     if noise is None:
@@ -102,6 +102,8 @@ def denoising_queries(
     widths = tuple(NOISE_WIDTHS.values())
     if noise.shape[-1] != sum(widths) + pyramid:
         raise ValueError(f"The noise needs {sum(widths) + pyramid} numbers for each query, not {noise.shape[-1]}.")
+    if noise.shape[:2] != (len(labels), 2):
+        raise ValueError(f"The noise is for {tuple(noise.shape[:2])} images and halves, not for {(len(labels), 2)}.")
     pairs, num_labels = noise.shape[2], class_embedding.num_embeddings
     targets = pad_targets(labels, num_labels, noise.device)
     parts = dict(zip(NOISE_WIDTHS, noise[..., : sum(widths)].split(widths, dim=-1), strict=True))  # (B, 2, P, ·)

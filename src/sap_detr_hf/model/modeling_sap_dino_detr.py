@@ -377,7 +377,7 @@ class SapDinoDetrForObjectDetection(SapDinoDetrPreTrainedModel):
         denoising_noise: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SapDinoDetrObjectDetectionOutput:
-        """Detect objects; arguments as [`SapDetrForObjectDetection`]'s.
+        """Detect objects; arguments as [`SapDetrForObjectDetection`]'s, but the noise of denoising is (B, 2, P, 18).
 
         With `labels`, `loss_dict` also has the losses of the selected tokens, as `loss_..._enc`.
 

@@ -40,7 +40,7 @@ def first_bad_tensor(model: nn.Module, batch: dict[str, Any], with_loss: bool = 
     for name, parameter in model.named_parameters():
         if parameter.grad is not None and not _finite(parameter.grad):
             return f"the gradient of {name}"
-    return "not found in a second forward pass (a chance event of dropout or hardware)"
+    return "not found in a second forward pass (a chance event of dropout, of denoising noise or of hardware)"
 
 
 @contextmanager
