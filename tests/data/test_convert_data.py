@@ -132,6 +132,34 @@ def test_what_was_written_is_in_the_form_of_the_format(source, tmp_path):
     ]
 
 
+def test_warnings_are_told(source, tmp_path, capsys):
+    assert convert(source, tmp_path / "yolo", "--to", "yolo") == 0
+    told = capsys.readouterr().out
+    assert f'{source}, split "val"\n' in told
+    assert "warning: 1 x box outside the image" in told
+    assert "image id 11, box x 90.5" in told
+    convert(tmp_path / "yolo", tmp_path / "voc", "--to", "voc")
+    assert "outside" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("turned_by", ["exif", "json"])
+def test_sizes_that_the_pictures_do_not_have_are_refused(source, tmp_path, capsys, turned_by):
+    exif = Image.Exif()
+    exif[274] = 6
+    picture, content = source / "images" / "val" / "one.png", json.loads((source / "val.json").read_text())
+    if turned_by == "exif":
+        with Image.open(picture) as image:
+            image.save(picture, exif=exif)
+    else:
+        content["images"][0] |= {"width": 64, "height": 96}
+        (source / "val.json").write_text(json.dumps(content))
+    assert convert(source, tmp_path / "new", "--to", "yolo") == 2
+    assert not (tmp_path / "new").exists()
+    error = capsys.readouterr().err
+    assert "1 x wrong size" in error
+    assert f"{picture} (image id 5): " in error
+
+
 def test_stored_images_and_text_ids(source, tmp_path):
     rows = []
     for image_id in ("a", "b"):

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from sap_detr_cli.settings.convert_data import DataConversionSettings
 
 from ..data.annotation_writer import WRITERS, AnnotatedImage, stored_name
-from ..data.checks import category_conflicts, cheap_checks
+from ..data.checks import category_conflicts, header_checks
 from ..data.dataset import DetectionData, load_detection_data
 from ..data.findings import ERRORS
 from ..data.samples import image_source
@@ -28,10 +28,12 @@ def run(settings: DataConversionSettings) -> int:
     data = {split: load_detection_data(settings.source, split, **options) for split in splits}
     categories: dict[int, str] = {}
     for split in data.values():
-        report = cheap_checks(split)
+        report = header_checks(split)
         report.refuse_errors(report.source, ERRORS.keys() - {"no boxes"}, "converted")
         if conflicts := category_conflicts(next(iter(data.values())), split):
             raise ValueError(f"{conflicts[0]}: all splits must use the same category ids.")
+        if problems := report.problems():
+            print(report.source, *problems, sep="\n")
         categories |= split.categories
     if settings.val_share:
         (whole,) = data.values()

@@ -70,13 +70,16 @@ class DataReport(Findings):
         ]
         width = max(map(len, self.boxes_per_category), default=0)
         lines += [f"    {name:<{width}} {count:>9}" for name, count in self.boxes_per_category.items()]
+        return "\n".join([*lines, *(self.problems(examples) or ["  no problems found"])])
+
+    def problems(self, examples: int = 5) -> list[str]:
+        """The lines of the table that say what was found."""
+        lines = []
         for title, kinds, known in (("error", self.errors, ERRORS), ("warning", self.warnings, WARNINGS)):
             for kind, count in kinds.items():
                 lines.append(f"  {title}: {count} x {kind} ({known[kind]})")
                 lines += [f"      {example}" for example in self.examples[kind][:examples]]
-        if not self.counts:
-            lines.append("  no problems found")
-        return "\n".join(lines)
+        return lines
 
 
 def cheap_checks(data: DetectionData, num_queries: int | None = None) -> DataReport:
@@ -177,17 +180,28 @@ def full_checks(data: DetectionData, num_queries: int | None = None, progress: b
     return report
 
 
+def header_checks(data: DetectionData, progress: bool = True) -> DataReport:
+    """`cheap_checks`, and read the header of every image file: what `full_checks` finds but for broken pixels."""
+    report = cheap_checks(data)
+    _open_images(report, data, range(len(data.dataset)), progress, decode=False)
+    return report
+
+
 def _source(data: DetectionData) -> str:
     return f'{data.source}, split "{data.split}"' if data.split else data.source
 
 
-def _open_images(report: DataReport, data: DetectionData, places: range, progress: bool) -> None:
+def _open_images(report: DataReport, data: DetectionData, places: range, progress: bool, decode: bool = True) -> None:
     rows = data.dataset.remove_columns("objects")
+
+    def check(index: int) -> tuple[str, str] | None:
+        return _check_image(rows[index], decode)
+
     bar = tqdm(total=len(places), desc="images", unit="image", disable=not progress, leave=False)
     with ThreadPoolExecutor(os.cpu_count()) as pool, bar:
         for start in range(0, len(places), IMAGES_AT_ONCE):
             # In portions: an interrupted check would otherwise first finish the images already handed to the threads.
-            for problem in pool.map(lambda index: _check_image(rows[index]), places[start : start + IMAGES_AT_ONCE]):
+            for problem in pool.map(check, places[start : start + IMAGES_AT_ONCE]):
                 bar.update()
                 if problem is not None:
                     report.add(*problem)
@@ -228,7 +242,7 @@ def _check_files(report: DataReport, data: DetectionData) -> None:
         seen.add(path)
 
 
-def _check_image(row: dict[str, Any]) -> tuple[str, str] | None:
+def _check_image(row: dict[str, Any], decode: bool) -> tuple[str, str] | None:
     """Kind and description of what is wrong with an image, None where nothing is."""
     where = image_name(row)
     if "image_path" not in row and row["image"] is None:
@@ -237,8 +251,8 @@ def _check_image(row: dict[str, Any]) -> tuple[str, str] | None:
     if isinstance(source, str) and not os.path.isfile(source):
         return None if "image_path" in row else ("missing image", where)  # files are already reported
     try:
-        size = open_image(source).size
-        *_, rotated = upright_size(source)
+        width, height, rotated = upright_size(source)
+        size = open_image(source).size if decode else (width, height)
     except (OSError, ValueError) as error:
         return "broken image", f"{where}: {error}"
     stated = (row["width"], row["height"])
