@@ -160,6 +160,19 @@ def test_sizes_that_the_pictures_do_not_have_are_refused(source, tmp_path, capsy
     assert f"{picture} (image id 5): " in error
 
 
+@pytest.mark.parametrize("name", ["images", "Images"])
+def test_labels_lie_where_yolo_readers_seek_them(source, tmp_path, name):
+    for split in ("train", "val"):
+        (source / "images" / split / "deep").rename(source / "images" / split / name)
+        file = source / f"{split}.json"
+        file.write_text(file.read_text().replace("deep/", f"{name}/"))
+    convert(source, tmp_path / "yolo", "--to", "yolo")
+    data = load_detection_data(tmp_path / "yolo")
+    assert sum(len(row["objects"]["bbox"]) for row in data.dataset) == 3  # and a crowd region
+    for path in data.dataset["image_path"]:  # as ultralytics does it
+        assert os.path.isfile("/labels/".join(path.rsplit("/images/", 1))[:-4] + ".txt")
+
+
 def test_stored_images_and_text_ids(source, tmp_path):
     rows = []
     for image_id in ("a", "b"):

@@ -72,8 +72,9 @@ class AnnotationWriter:
         """Write one image, under another name where its own is taken."""
         split = "val" if split in ("valid", "validation") else split
         folder = self.images.format(split=split)
-        stem, suffix = os.path.splitext(image.name)
-        name, first = image.name, f"{folder}/{self._label_name(image.name)}".casefold()
+        name = self._file_name(image)
+        stem, suffix = os.path.splitext(name)
+        first = f"{folder}/{self._label_name(name)}".casefold()
         while (key := f"{folder}/{self._label_name(name)}".casefold()) in self._taken:
             self._taken[first] += 1
             name = f"{stem}_{self._taken[first]}{suffix}"
@@ -90,6 +91,10 @@ class AnnotationWriter:
             shutil.copyfile(image.picture, path)
         self.splits.setdefault(split, [])
         self._write_labels(split, name, image)
+
+    def _file_name(self, image: AnnotatedImage) -> str:
+        """The image's name as the format can have it."""
+        return image.name
 
     def _label_name(self, name: str) -> str:
         """What two images of a folder must not share."""
@@ -150,6 +155,11 @@ class CocoWriter(AnnotationWriter):
 
 class YoloWriter(AnnotationWriter):
     """`data.yaml`, `images/SPLIT` and `labels/SPLIT`; classes are numbered from 0 in the order of category ids."""
+
+    def _file_name(self, image: AnnotatedImage) -> str:
+        """The name without folders called `images`: readers seek labels by the last of these in a path."""
+        *folders, name = Path(image.name).parts
+        return os.path.join(*(f"{each}_" if each.casefold() == "images" else each for each in folders), name)
 
     def _write_labels(self, split: str, name: str, image: AnnotatedImage) -> None:
         numbers = {category: number for number, category in enumerate(self.categories)}
