@@ -173,6 +173,23 @@ def test_labels_lie_where_yolo_readers_seek_them(source, tmp_path, name):
         assert os.path.isfile("/labels/".join(path.rsplit("/images/", 1))[:-4] + ".txt")
 
 
+def test_images_without_the_suffix_of_images(source, tmp_path):
+    for split in ("train", "val"):
+        (source / "images" / split / "one.png").rename(source / "images" / split / "one")
+        (source / "images" / split / "deep" / "two.jpg").rename(source / "images" / split / "deep" / "two.jpeg_large")
+        text = (source / f"{split}.json").read_text()
+        text = text.replace('"one.png"', '"one"').replace("two.jpg", "two.jpeg_large")
+        (source / f"{split}.json").write_text(text)
+    convert(source, tmp_path / "yolo", "--to", "yolo")
+    data = load_detection_data(tmp_path / "yolo")
+    assert {os.path.basename(path) for path in data.dataset["image_path"]} == {
+        "one.png",
+        "two.jpeg_large.jpg",
+        "two.png",
+    }
+    assert boxes_by_pixels(data).keys() == boxes_by_pixels(load_detection_data(source)).keys()
+
+
 def test_stored_images_and_text_ids(source, tmp_path):
     rows = []
     for image_id in ("a", "b"):

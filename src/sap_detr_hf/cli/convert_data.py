@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from sap_detr_cli.settings.convert_data import DataConversionSettings
 
-from ..data.annotation_writer import WRITERS, AnnotatedImage, stored_name
+from ..data.annotation_writer import WRITERS, AnnotatedImage, image_suffix
 from ..data.checks import category_conflicts, header_checks
 from ..data.dataset import DetectionData, load_detection_data
 from ..data.findings import ERRORS
@@ -60,7 +60,7 @@ def _write(writer: Any, split: str, data: DetectionData) -> None:
         name = os.path.relpath(row["image_path"], root) if files else os.path.basename(row["image"]["path"] or "")
         if not name:
             assert isinstance(picture, bytes)
-            name = stored_name(picture, row["image_id"])
+            name = f"{row['image_id']}{image_suffix(picture)}"
         size = row["width"], row["height"]
         image = AnnotatedImage(name, picture, row["image_id"], size, objects["bbox"], objects["category"])
         image.areas, image.crowd = objects["area"], objects["iscrowd"]

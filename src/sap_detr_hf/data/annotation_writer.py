@@ -13,6 +13,8 @@ from xml.etree import ElementTree
 import yaml
 from PIL import Image
 
+from .image_paths import has_image_suffix
+
 
 @dataclass
 class AnnotatedImage:
@@ -157,8 +159,13 @@ class YoloWriter(AnnotationWriter):
     """`data.yaml`, `images/SPLIT` and `labels/SPLIT`; classes are numbered from 0 in the order of category ids."""
 
     def _file_name(self, image: AnnotatedImage) -> str:
-        """The name without folders called `images`: readers seek labels by the last of these in a path."""
+        """The name with an image's suffix, by which readers find images, and without folders called `images`.
+
+        Readers seek labels by the last of these in a path.
+        """
         *folders, name = Path(image.name).parts
+        if not has_image_suffix(name):
+            name += image_suffix(image.picture)
         return os.path.join(*(f"{each}_" if each.casefold() == "images" else each for each in folders), name)
 
     def _write_labels(self, split: str, name: str, image: AnnotatedImage) -> None:
@@ -229,11 +236,13 @@ class VocWriter(AnnotationWriter):
 WRITERS = {"coco": CocoWriter, "yolo": YoloWriter, "voc": VocWriter}
 
 
-def stored_name(content: bytes, image_id: int | str) -> str:
-    """A file name of an image that has none."""
-    with Image.open(BytesIO(content)) as image:
+def image_suffix(picture: str | bytes | Image.Image) -> str:
+    """The suffix of an image's format."""
+    if isinstance(picture, Image.Image):
+        return ".jpg"
+    with Image.open(BytesIO(picture) if isinstance(picture, bytes) else picture) as image:
         suffix = (image.format or "").lower()
-    return f"{image_id}.{'jpg' if suffix == 'jpeg' else suffix}"
+    return {"jpeg": ".jpg", "jpeg2000": ".jp2"}.get(suffix, f".{suffix}")
 
 
 def write_json_list(file: TextIO, entries: Iterable[Mapping[str, Any]]) -> None:

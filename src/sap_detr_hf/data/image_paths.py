@@ -125,8 +125,13 @@ def walk_images(folder: str | Path) -> Iterator[str]:
     for parent, folders, files in os.walk(str(folder)):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
-            if name.lower().endswith(_image_suffixes()) and not name.startswith("."):
+            if has_image_suffix(name) and not name.startswith("."):
                 yield os.path.join(parent, name)
+
+
+def has_image_suffix(name: str) -> bool:
+    """Whether a file is an image by its name."""
+    return name.lower().endswith(_image_suffixes())
 
 
 def file_names(folder: str) -> frozenset[str]:
