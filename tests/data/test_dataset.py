@@ -18,6 +18,7 @@ from torchvision.transforms import v2
 from sap_detr_hf import SapDetrImageProcessor, SapDetrImageProcessorPil
 from sap_detr_hf.data import sources as detection_sources
 from sap_detr_hf.data.augmentation import make_augmentation
+from sap_detr_hf.data.checks import cheap_checks
 from sap_detr_hf.data.classes import check_categories, class_indices
 from sap_detr_hf.data.dataset import load_detection_data
 from sap_detr_hf.data.samples import DetectionRows, DetectionStream, collate
@@ -100,6 +101,21 @@ def test_layouts(tmp_path, coco_folder, layout):
     options = {"annotations": file, "images": root / named} if layout == "named" else {}
     data = load_detection_data(file if layout == "json" else root, **options)
     assert data.dataset[2]["image_path"] == str(root / named / "c.jpg")
+
+
+@pytest.mark.parametrize("option", ["data", "annotations"])
+@pytest.mark.parametrize(("name", "found"), [("test_clean", ""), ("clean_val", "val"), ("val2017", "val")])
+def test_a_named_file_does_not_take_the_images_of_another_split(tmp_path, coco_folder, option, name, found):
+    root, images = tmp_path / "other", coco_folder / "images/train2017"
+    for split in ("test", "val"):
+        shutil.copytree(images, root / split)
+    file = root / f"{name}.json"
+    file.write_text(json.dumps(coco()))
+    data = load_detection_data(
+        file if option == "data" else root, "val", annotations=None if option == "data" else file
+    )
+    assert data.dataset[2]["image_path"] == str(root / found / "c.jpg")
+    assert ("missing image" in cheap_checks(data).errors) == (not found)
 
 
 def test_category_numbering(coco_folder):

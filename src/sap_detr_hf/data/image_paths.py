@@ -30,6 +30,7 @@ def find_coco_files(
     """
     if data.suffix.lower() == ".json":
         data, annotations = data.parent, annotations or data
+    named = annotations is not None
     if annotations is None:
         annotations = first_existing(data, annotation_names(split))
         if annotations is None:
@@ -38,9 +39,10 @@ def find_coco_files(
         raise FileNotFoundError(f"There is no annotation file {annotations}.")
     # data/annotations/instances_train.json: the pictures lie beside the folder `annotations`.
     root = data.parent if data.name == "annotations" else data
-    folder = Path(images) if images is not None else first_existing(root, _image_folders(split, Path(annotations)))
+    names = _image_folders(split, Path(annotations), named)
+    folder = Path(images) if images is not None else first_existing(root, names)
     if folder is None or not folder.is_dir():
-        looked_for = images or ", ".join(str(root / name) for name in _image_folders(split, Path(annotations)))
+        looked_for = images or ", ".join(str(root / name) for name in names)
         raise FileNotFoundError(f"No image folder for {annotations}: looked for {looked_for}. Give it with `images`.")
     return Path(annotations), folder
 
@@ -239,10 +241,14 @@ def _folded(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
-def _image_folders(split: str, annotation_file: Path) -> list[str]:
+def _image_folders(split: str, annotation_file: Path, named: bool) -> list[str]:
+    """Where images may lie. A file that the user named has a split's folder only if it is called after the split."""
     stem = annotation_file.stem.removeprefix("instances_")
+    splits = SPLIT_NAMES.get(split, (split,))
+    if named and not set(splits) & {annotation_file.parent.name, stem, *re.split(r"[\W_]|2017$", stem)}:
+        splits = ()
     names = [stem]
-    for name in SPLIT_NAMES.get(split, (split,)):
+    for name in splits:
         names += [f"{name}2017", name]
     beside = [f"{annotation_file.parent.name}/data", "data"] if stem == "labels" else []
     return beside + [f"images/{name}" for name in names] + names + ["images", "data", "."]
