@@ -1,6 +1,7 @@
 """YOLO and Pascal VOC data sets, written by hand here: the same rows, training step and AP as the same set in COCO."""
 
 import json
+import shutil
 from pathlib import Path
 
 import datasets
@@ -466,6 +467,15 @@ def test_files_without_partner_are_reported(tmp_path):
     assert load_detection_data(voc).findings.examples == {
         "image without label file": [str(voc / "train" / "unlabeled.png")]
     }
+
+
+def test_image_folders_without_label_folder_are_reported(tmp_path):
+    yolo_set(tmp_path, "{}/images", "{}/labels", "train: [train/images, val/images]\nval: val/images\n")
+    shutil.move(tmp_path / "val" / "labels", tmp_path / "val" / "label")
+    data = load_detection_data(tmp_path)
+    where = f"{tmp_path / 'data.yaml'}: there is no folder {tmp_path / 'val' / 'labels'}, for 2 images"
+    assert data.findings.examples == {"no folder of labels": [where]}
+    assert cheap_checks(data).ok  # there are folders of images without objects
 
 
 @pytest.mark.parametrize(("side", "changed"), [("xmin", "<xmin>11<"), ("ymin", "<ymin>6<")])

@@ -44,6 +44,7 @@ WARNINGS = {
     "file under another name": "used, because no other file fits",
     "EXIF-rotated image": "shown upright; make sure that the boxes were drawn on the upright image",
     "annotation without image": "left out: the image is not in the list",
+    "no folder of labels": "the images whose labels it should hold are used as images without objects",
     "image without label file": "left out: Pascal VOC has an XML of every image, also of one without objects",
     "category without boxes": "nothing to learn it from",
     "category name twice": "two classes that results do not tell apart",

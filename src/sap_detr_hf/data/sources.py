@@ -32,7 +32,7 @@ OBJECTS = {
     "iscrowd": List(Value("int8")),
 }
 # Part of the cache keys: raise it when the rows made of the same data, or what is found wrong in it, change.
-INDEX_VERSION = 4
+INDEX_VERSION = 5
 ROWS_AT_ONCE = 1000
 CATEGORY_COLUMNS = ("category", "category_id", "categories", "label", "labels")
 

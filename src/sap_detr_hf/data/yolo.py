@@ -5,6 +5,7 @@ polygon becomes the box around it. Keypoints are ignored.
 """
 
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
@@ -149,9 +150,11 @@ def _read(
     origins = Origins(categories=[(str(source), line) for *_, line in classes])
     content: dict[str, list] = {"images": [], "annotations": []}
     content["categories"] = [{"id": number, "name": name} for number, name, _ in classes]
-    folders = {os.path.dirname(label) for label in labels}
-    if not any(map(os.path.isdir, folders)):
-        findings.add("no annotations", f"{source}: there is no folder {min(folders)}")
+    folders = Counter(map(os.path.dirname, labels))
+    missing = {folder: count for folder, count in sorted(folders.items()) if not os.path.isdir(folder)}
+    for folder, count in missing.items():
+        kind = "no annotations" if missing.keys() == folders.keys() else "no folder of labels"
+        findings.add(kind, f"{source}: there is no folder {folder}, for {count} images")
     root = os.path.commonpath(list(map(os.path.dirname, images)))
     ids = image_ids([Path(image).relative_to(root).as_posix() for image in images])
     with ThreadPoolExecutor() as pool:
