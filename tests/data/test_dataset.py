@@ -228,6 +228,8 @@ def test_what_is_not_there(coco_folder, tmp_path):
         load_detection_data("nobody/no-such-data-set")
     with pytest.raises(ValueError, match='not "coco80"'):
         load_detection_data(coco_folder, categories="coco80")
+    with pytest.raises(ValueError, match=r"boxes of .*instances_train2017.json are read as its format has them"):
+        load_detection_data(coco_folder, box_format="xyxy")
 
 
 def hub_rows(folder):

@@ -81,7 +81,7 @@ def load_detection_data(
     Raises:
         FileNotFoundError: There is no such data set, split or image folder; says what was looked for.
         ValueError: A file is not COCO JSON, a label file or list of classes is broken, an entry cannot be read, columns
-            are missing, or `categories` does not fit.
+            are missing, or `categories` or `box_format` does not fit.
     """
     if categories not in ("contiguous", "coco91"):
         raise ValueError(f'categories must be "contiguous" or "coco91", not "{categories}".')
@@ -96,6 +96,11 @@ def load_detection_data(
         labels = find_yolo_files(Path(data), split) or find_voc_files(Path(data), split)
         if labels and images is not None:
             raise ValueError(f"An image folder belongs to a COCO JSON; {labels.source} says where its images are.")
+    if labels and box_format != "xywh":
+        raise ValueError(
+            f"--box-format is for data sets of the Hub. The boxes of {labels.source} are read as its format has them: "
+            "leave --box-format out."
+        )
     if labels:
         source = str(labels.source)
         dataset, names, findings = read_rows(labels, cache_dir)
