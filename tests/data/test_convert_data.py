@@ -132,6 +132,15 @@ def test_what_was_written_is_in_the_form_of_the_format(source, tmp_path):
     ]
 
 
+def test_a_json_file_becomes_the_named_split(source, tmp_path):
+    file = source / "images" / "train" / "instances_result.json"
+    (source / "train.json").rename(file)
+    for name, options in {"named": ["--split", "train"], "unnamed": []}.items():
+        assert convert(file, tmp_path / name, "--to", "coco", *options) == 0
+    assert len(load_detection_data(tmp_path / "named", "train").dataset) == 3
+    assert [path.name for path in (tmp_path / "unnamed" / "annotations").iterdir()] == ["instances_result.json"]
+
+
 def test_warnings_are_told(source, tmp_path, capsys):
     assert convert(source, tmp_path / "yolo", "--to", "yolo") == 0
     told = capsys.readouterr().out

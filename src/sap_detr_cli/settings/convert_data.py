@@ -19,7 +19,9 @@ class DataConversionSettings(Settings):
     ]
     target: Annotated[str, "folder for the new data set", ARGUMENT]
     to: Annotated[Literal["coco", "yolo", "voc"], "format of the new data set"]
-    split: Annotated[list[str], "splits to write"] = field(default_factory=lambda: ["train", "val"])
+    split: Annotated[list[str], "splits to write; a JSON file is one split, called after the file by default"] = field(
+        default_factory=lambda: ["train", "val"]
+    )
     val_share: Annotated[
         float, "share of the images of one --split that become val, the others train; at random, each time the same"
     ] = 0.0

@@ -22,8 +22,9 @@ def run(settings: DataConversionSettings) -> int:
     """Read and check all splits, then write them aside and rename: there is no half data set."""
     target = Path(settings.target)
     require_new_folder(target)
-    # A single JSON file is one split, whatever it is called.
-    splits = [Path(settings.source).stem] if settings.source.endswith(".json") else settings.split
+    splits = settings.split
+    if settings.source.endswith(".json") and len(splits) > 1:  # one split, called after the file
+        splits = [Path(settings.source).stem.removeprefix("instances_")]
     options = {name: getattr(settings, name) for name in ("annotations", "images", "box_format")}
     data = {split: load_detection_data(settings.source, split, **options) for split in splits}
     categories: dict[int, str] = {}
