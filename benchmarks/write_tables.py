@@ -40,9 +40,9 @@ def demo() -> str:
 
 
 def exported() -> str:
-    """AP and speed of the demo's model in each format; speed alone of R50."""
+    """AP and speed of the demo's model in each format; speed alone of R50 and of SAP-DINO-DETR-R50."""
     rows = []
-    for name in ("exports_demo_cpu", "exports_r50_cpu"):
+    for name in ("exports_demo_cpu", "exports_r50_cpu", "exports_dino_r50_cpu"):
         size = "{height} x {width}".format(**results(name)["setting"])
         for model in results(name)["models"]:
             metrics = model["metrics"] or {}
