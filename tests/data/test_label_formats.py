@@ -1,6 +1,7 @@
 """YOLO and Pascal VOC data sets, written by hand here: the same rows, training step and AP as the same set in COCO."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from sap_detr_hf import SapDetrImageProcessorPil
 from sap_detr_hf.data.checks import cheap_checks, full_checks
 from sap_detr_hf.data.classes import class_indices
 from sap_detr_hf.data.dataset import load_detection_data
+from sap_detr_hf.data.image_paths import walk_images
 from sap_detr_hf.data.samples import DetectionRows, collate
 from sap_detr_hf.evaluation.coco_metric import METRIC_NAMES, CocoMetric
 from sap_detr_hf.evaluation.evaluate import ground_truth
@@ -467,6 +469,24 @@ def test_files_without_partner_are_reported(tmp_path):
     assert load_detection_data(voc).findings.examples == {
         "image without label file": [str(voc / "train" / "unlabeled.png")]
     }
+
+
+def test_linked_folders_are_read_once(tmp_path):
+    folder = yolo_set(tmp_path / "data")
+    for kind in ("images", "labels"):
+        outside = tmp_path / kind
+        (folder / kind / "val").rename(outside)
+        (folder / kind / "train" / "linked").symlink_to(outside)
+    images = folder / "images" / "train"
+    (images / "again").symlink_to(images)
+    (images / "above").symlink_to("..")
+    (tmp_path / "images" / "itself").symlink_to(tmp_path / "images")
+    paths = [os.path.relpath(path, images) for path in walk_images(images)]
+    assert paths == ["first.png", "fourth.png", "second.png", "third.png", "linked/fifth.png", "linked/sixth.png"]
+    data = load_detection_data(folder)
+    assert data.dataset["image_path"][:] == [str(images / path) for path in paths]
+    assert [len(row["objects"]["bbox"]) for row in data.dataset] == [2, 1, 2, 0, 2, 1]
+    assert not data.findings.counts
 
 
 def test_image_folders_without_label_folder_are_reported(tmp_path):

@@ -123,9 +123,22 @@ def find_images(names: Sequence[str], folder: Path, annotation_file: Path) -> Im
 
 
 def walk_images(folder: str | Path) -> Iterator[str]:
-    """Image files in a folder and its subfolders, sorted, without hidden ones."""
-    for parent, folders, files in os.walk(str(folder)):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    """Image files in a folder and its subfolders, also linked ones, sorted, without hidden ones."""
+    root, followed = Path(folder).resolve(), set()
+
+    def met_elsewhere(path: str) -> bool:
+        """Whether a folder is a link to what the walk meets without it, such as the folder above: it would not end."""
+        if not os.path.islink(path):
+            return False
+        real = Path(path).resolve()
+        if real in followed or real.is_relative_to(root) or root.is_relative_to(real):
+            return True
+        followed.add(real)
+        return False
+
+    for parent, folders, files in os.walk(str(folder), followlinks=True):
+        visible = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = [name for name in visible if not met_elsewhere(os.path.join(parent, name))]
         for name in sorted(files):
             if has_image_suffix(name) and not name.startswith("."):
                 yield os.path.join(parent, name)
