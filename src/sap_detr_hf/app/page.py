@@ -155,7 +155,7 @@ def _redraw(picture: PictureDetections | None, threshold: float, points: bool, c
         return None, "", [], gr.update(value=None, interactive=False), _choices([], NOTHING_CHOSEN[1])
     found = picture.above(threshold)
     numbered = enumerate(zip(found.labels, found.scores.tolist(), strict=True), start=1)
-    glowing = chosen if chosen < len(found) and chosen in picture.attention else None
+    glowing = chosen if chosen < len(found) and chosen in picture.explained else None
     shown, download = _files(picture, threshold, draw_picture(picture, threshold, points, glowing))
     return (
         shown,
