@@ -12,6 +12,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
+from ..explain.explanation import SamplingExplanation
 from .pictures import (
     LOWEST_SCORE,
     SLICE_SIZES,
@@ -180,7 +181,12 @@ def _caption(picture: PictureDetections, count: int, threshold: float, glowing: 
     noun = "detection" if count == 1 else "detections"
     text = f"**{count} {noun}** above {threshold:.2f} · {width} x {height} pixels · {picture.seconds:.2f} s"
     if glowing is not None:
-        text += f"\n\nBright: where detection {glowing + 1} looked in the last decoder layer, mean of all heads."
+        explained = picture.explained[glowing]
+        text += f"\n\nBright: where detection {glowing + 1} looked in the last decoder layer, mean of all heads. "
+        text += "White: from its salient point to the four sides. Yellow: the cell that the point cannot leave"
+        if isinstance(explained, SamplingExplanation):
+            text += f" (level {explained.cell_levels[explained.query] + 1} of the pyramid). Cyan: sampling points"
+        text += "."
     return text
 
 
