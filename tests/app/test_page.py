@@ -1,5 +1,6 @@
 """The page without its server: visitors' files, drawings, what is downloaded, and the exported Space."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ import torch
 from huggingface_hub import RepoCard
 from PIL import Image
 from project_scripts import SCRIPTS, load_script
+from tiny_dino import tiny_dino
 from tiny_model import tiny_model
 from tiny_page import confident_model, png_claiming, save_photograph
 
@@ -157,18 +159,50 @@ def test_better_detection_is_drawn_over_a_worse_one(detector, photograph):
 def test_attention_is_computed_once_and_glows_where_the_query_looked(detector, photograph, monkeypatch):
     picture = detector.detect(str(photograph), "upload.png")
     detector.attend(picture, 1)
-    attention, _ = picture.attention[1]
-    assert attention.sum() == pytest.approx(1, abs=1e-4)
+    explained = picture.explained[1]
+    assert explained.attention.mean(0).sum() == pytest.approx(1, abs=1e-4)
     glowing = draw_picture(picture, 0.5, chosen=1)
     assert glowing.size == picture.shown.size
 
     monkeypatch.setattr(type(detector.model), "forward", None)
     detector.attend(picture, 1)
     # All weight on the upper left token: the picture shines there and is grey elsewhere.
-    picture.attention[1] = np.eye(1, attention.size).reshape(attention.shape), picture.attention[1][1]
+    shape = explained.attention.shape[1:]
+    corner = np.eye(1, shape[0] * shape[1]).reshape(1, *shape)
+    picture.explained[1] = dataclasses.replace(explained, attention=corner)
     pixels = np.asarray(draw_picture(picture, 0.5, chosen=1), dtype=int)
     assert np.ptp(pixels[5, 5]) > 50
     assert np.ptp(pixels[-5, -5]) < 10
+
+
+@pytest.mark.parametrize("build", [tiny_model, tiny_dino])
+def test_the_query_of_a_detection_is_drawn_where_it_is(build, photograph):
+    model = build(id2label=dict(enumerate("abcdef")))
+    with torch.no_grad():
+        (model.class_head if build is tiny_dino else model.class_heads[-1].layers[-1]).bias += 5
+    detector = PictureDetector(model, SapDetrImageProcessorPil(size={"shortest_edge": 96, "longest_edge": 192}))
+    picture = detector.detect(str(photograph), "upload.png")
+    detector.attend(picture, 0)
+    drawn = np.asarray(draw_picture(picture, 0.5, chosen=0))
+    explained, scale = picture.explained[0], np.array(picture.shown.size) / picture.size
+
+    def color_at(x, y):
+        return tuple(drawn[round(min(max(y, 0), len(drawn) - 1)), round(min(max(x, 0), drawn.shape[1] - 1))].tolist())
+
+    x1, y1, x2, y2 = explained.cells[explained.query] * [*scale, *scale]
+    shown = [
+        color_at(x, y)
+        for x, y in ((x1, y1), (x2, y1), (x1, y2), (x2, y2))
+        if 0 <= x < drawn.shape[1] and 0 <= y < len(drawn)
+    ]
+    assert shown
+    if build is tiny_dino:  # sampling points lie over all else
+        points = explained.sampling_points.reshape(-1, 2) * scale
+        inside = points[((points >= 2) & (points < np.array(picture.shown.size) - 2)).all(1)]
+        assert len(inside) > 5
+        assert {color_at(*point) for point in inside} == {(0, 255, 255)}
+    else:
+        assert (255, 255, 0) in shown
 
 
 def test_table_and_download_say_the_same(detector, photograph):

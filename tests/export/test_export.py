@@ -32,6 +32,7 @@ from sap_detr_hf.export.packages import require_packages
 from sap_detr_hf.export.same_padding import onnx_translations, replace_same_convolutions
 from sap_detr_hf.inference.detector import detect_with_points, prepare_batch
 from sap_detr_hf.inference.exports import exported_file
+from sap_detr_hf.model.configuration_sap_detr import CORRECTED
 from sap_detr_hf.model.image_files import open_image
 
 onnx = pytest.importorskip("onnx")
@@ -145,6 +146,18 @@ def test_same_as_torch_on_a_single_token(runnable, model, name):
 def test_torch_program_says_which_sizes_it_takes(runnable):
     with pytest.raises(ValueError, match=r"tiny.pt2 cannot run images of 32 x 32 pixels: .*33"):
         runnable["tiny.pt2"](*padded_noise(1, 32, 32))
+
+
+@torch.no_grad()
+def test_corrected_rules_with_groups_and_denoising_are_traced():
+    """The graph from which all formats are written: the same as torch for any batch and size."""
+    model = tiny_model(encoder_layers=1, decoder_layers=2, **CORRECTED, num_groups=2, denoising_pairs=3)
+    traced = traced_program(model).module()
+    for batch_size, height, width in ((1, 97, 64), (3, 160, 97)):
+        inputs = padded_noise(batch_size, height, width)
+        expected = model(*inputs)
+        for name, found in zip(OUTPUT_NAMES, traced(*inputs), strict=True):
+            torch.testing.assert_close(found, expected[name], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", FLOAT32)

@@ -2,11 +2,16 @@
 
 import pytest
 import torch
-from tiny_training import TINY_MODEL, differences, finish, metrics, newest_state, run_here, start, write_recipe
+from tiny_dino import tiny_dino
+from tiny_model import tiny_inputs, tiny_labels, tiny_model
+from tiny_training import FORKS, TINY_MODEL, differences, finish, metrics, newest_state, run_here, start, write_recipe
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForObjectDetection
 
 from sap_detr_hf.demo.digits import make_digits
 from sap_detr_hf.model.configuration_sap_detr import CORRECTED
+from sap_detr_hf.model.denoising import draw_noise
 
 GROUPS = {**TINY_MODEL, **CORRECTED, "freeze_backbone_batch_norm": True, "num_groups": 2}
 
@@ -55,3 +60,41 @@ def test_two_processes_equal_one_with_groups(digits, tmp_path):
         for expected, found in zip(metrics(tmp_path / "one"), metrics(tmp_path / other), strict=True):
             names = [name for name in expected if name != "class_error"]  # a mean of each batch's percentage
             assert [found[name] for name in names] == pytest.approx([expected[name] for name in names], rel=2e-5)
+
+
+def denoising_gradients(num_boxes, part=slice(None), wrap=lambda model: model) -> list[dict[str, torch.Tensor]]:
+    """Of two models, from a part of a batch and of its denoising noise."""
+    (pixels, mask), labels = tiny_inputs(((96, 128), (96, 128))), tiny_labels((3, 1))
+    gradients = []
+    for model in (tiny_model(**CORRECTED, num_groups=2, denoising_pairs=5), tiny_dino(denoising_pairs=5)):
+        torch.manual_seed(0)
+        noise = draw_noise(2, 5, torch.device("cpu"), levels=model.config.model_type == "sap_dino_detr")
+        wrapped = wrap(model.train())
+        fields = {"labels": labels[part], "num_boxes": num_boxes, "denoising_noise": noise[part]}
+        wrapped(pixels[part], mask[part], **fields).loss.backward()
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    return gradients
+
+
+def one_of_two_processes(rank, folder):
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
+    torch.save(denoising_gradients(4 / 2, slice(rank, rank + 1), DistributedDataParallel), folder / f"{rank}.pt")
+    distributed.destroy_process_group()
+
+
+def test_two_processes_with_denoising_have_the_gradients_of_one(tmp_path):
+    """The same noise for each image: in training, every process draws its own."""
+    processes = [FORKS.Process(target=one_of_two_processes, args=(rank, tmp_path)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    expected = denoising_gradients(4.0)
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    assert differences(*found) == []
+    for ours, theirs in zip(found[0], expected, strict=True):
+        assert ours.keys() == theirs.keys()
+        for name, gradient in theirs.items():
+            torch.testing.assert_close(ours[name], gradient, rtol=1e-3, atol=1e-4, msg=name)

@@ -12,6 +12,7 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
+from ..explain.explanation import SamplingExplanation
 from .pictures import (
     LOWEST_SCORE,
     SLICE_SIZES,
@@ -155,7 +156,7 @@ def _redraw(picture: PictureDetections | None, threshold: float, points: bool, c
         return None, "", [], gr.update(value=None, interactive=False), _choices([], NOTHING_CHOSEN[1])
     found = picture.above(threshold)
     numbered = enumerate(zip(found.labels, found.scores.tolist(), strict=True), start=1)
-    glowing = chosen if chosen < len(found) and chosen in picture.attention else None
+    glowing = chosen if chosen < len(found) and chosen in picture.explained else None
     shown, download = _files(picture, threshold, draw_picture(picture, threshold, points, glowing))
     return (
         shown,
@@ -180,7 +181,12 @@ def _caption(picture: PictureDetections, count: int, threshold: float, glowing: 
     noun = "detection" if count == 1 else "detections"
     text = f"**{count} {noun}** above {threshold:.2f} · {width} x {height} pixels · {picture.seconds:.2f} s"
     if glowing is not None:
-        text += f"\n\nBright: where detection {glowing + 1} looked in the last decoder layer, mean of all heads."
+        explained = picture.explained[glowing]
+        text += f"\n\nBright: where detection {glowing + 1} looked in the last decoder layer, mean of all heads. "
+        text += "White: from its salient point to the four sides. Yellow: the cell that the point cannot leave"
+        if isinstance(explained, SamplingExplanation):
+            text += f" (level {explained.cell_levels[explained.query] + 1} of the pyramid). Cyan: sampling points"
+        text += "."
     return text
 
 

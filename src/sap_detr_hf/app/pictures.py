@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from ..drawing import draw_detections
-from ..explain.explanation import explain_detection
+from ..explain.explanation import Explanation, SamplingExplanation, explain_detection
 from ..explain.figures import blend_heat, heat_over_image
 from ..inference.detector import Detector, SalientDetections
 from ..inference.results import readable_detections
@@ -44,8 +44,7 @@ class PictureDetections:
         shown: the picture at the size it is shown at.
         detections: all above `LOWEST_SCORE`, best first, in pixels of `size`.
         seconds: what image processor and model took.
-        attention: of the detections asked for so far, by position in `detections`: (h, w) mean of the heads' weights in
-            the last decoder layer, and width and height of what the (h, w) map covers, in pixels of `size`.
+        explained: the detections asked for so far, by position in `detections`: how the query came to its box.
     """
 
     path: str
@@ -54,7 +53,7 @@ class PictureDetections:
     shown: Image.Image
     detections: SalientDetections
     seconds: float
-    attention: dict[int, tuple[np.ndarray, tuple[float, float]]] = field(default_factory=dict)
+    explained: dict[int, Explanation] = field(default_factory=dict)
 
     def above(self, threshold: float) -> SalientDetections:
         """The detections of a higher score than `threshold`: the first of `detections`."""
@@ -106,15 +105,14 @@ class PictureDetector:
         Raises:
             PictureError: the uploaded file is no longer there, or the detection comes from a slice.
         """
-        if chosen in picture.attention:
+        if chosen in picture.explained:
             return
         if picture.detections.queries[chosen] < 0:
             raise PictureError("This detection comes from a slice: attention is shown of the whole picture alone.")
         image = open_picture(picture.path, picture.name)
         query = int(picture.detections.queries[chosen])
         with self._one_at_a_time:
-            explanation = explain_detection(self.model, self.image_processor, image, query=query)
-        picture.attention[chosen] = explanation.attention.mean(0), explanation.map_size
+            picture.explained[chosen] = explain_detection(self.model, self.image_processor, image, query=query)
 
 
 def open_picture(path: str, name: str) -> Image.Image:
@@ -152,17 +150,32 @@ def draw_picture(
         picture: what was found.
         threshold: only detections above it are drawn.
         points: draw each detection's salient point.
-        chosen: position of a detection whose attention is known: only this detection is drawn, with its point, and the
+        chosen: position of a detection that is explained: only this detection is drawn, with its point, the distances
+            to the four sides, the cell that the point cannot leave and, of SAP-DINO-DETR, the sampling points; and the
             picture glows where its query looked.
     """
     found, image = picture.above(threshold), picture.shown
     if chosen is not None:
         found, points = picture.detections.select(torch.tensor([chosen])), True
-        image = _glowing(picture, *picture.attention[chosen])
+        image = _glowing(picture, picture.explained[chosen])
     scale = torch.tensor(image.size) / torch.tensor(picture.size)  # width, height
-    return draw_detections(
+    drawn = draw_detections(
         image, found.boxes * scale.repeat(2), found.labels, found.scores, found.points * scale if points else None
     )
+    if chosen is not None:
+        _draw_query(ImageDraw.Draw(drawn), picture.explained[chosen], scale.numpy())
+    return drawn
+
+
+def _draw_query(draw: ImageDraw.ImageDraw, explained: Explanation, scale: np.ndarray) -> None:
+    """Draw the sides, the cell and the sampling points of a query; `scale` from the picture to what is shown."""
+    (x, y), (left, top, right, bottom) = explained.points[-1] * scale, explained.boxes[-1] * [*scale, *scale]
+    for line in ((left, y, right, y), (x, top, x, bottom)):
+        draw.line(line, fill="white", width=1)
+    draw.rectangle((explained.cells[explained.query] * [*scale, *scale]).tolist(), outline="yellow", width=1)
+    if isinstance(explained, SamplingExplanation):
+        for column, row in (explained.sampling_points.reshape(-1, 2) * scale).tolist():
+            draw.rectangle((column - 1, row - 1, column + 1, row + 1), fill="cyan")
 
 
 def detection_rows(found: SalientDetections) -> list[list]:
@@ -184,9 +197,13 @@ def detections_record(picture: PictureDetections, threshold: float) -> dict[str,
     }
 
 
-def _glowing(picture: PictureDetections, attention: np.ndarray, map_size: tuple[float, float]) -> Image.Image:
-    scale = picture.shown.width / picture.size[0], picture.shown.height / picture.size[1]
-    heat = heat_over_image(attention, picture.shown.size, (map_size[0] * scale[0], map_size[1] * scale[1]))
+def _glowing(picture: PictureDetections, explained: Explanation) -> Image.Image:
+    """The picture, bright where the heads' mean attention in the last layer is high."""
+    covered = [
+        length * shown / size
+        for length, shown, size in zip(explained.map_size, picture.shown.size, picture.size, strict=True)
+    ]
+    heat = heat_over_image(explained.attention.mean(0), picture.shown.size, (covered[0], covered[1]))
     return blend_heat(picture.shown, heat / max(float(heat.max()), 1e-12))
 
 

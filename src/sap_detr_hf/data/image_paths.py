@@ -257,7 +257,7 @@ def _folded(name: str) -> str:
 def _image_folders(split: str, annotation_file: Path, named: bool) -> list[str]:
     """Where images may lie. A file that the user named has a split's folder only if it is called after the split."""
     stem = annotation_file.stem.removeprefix("instances_")
-    splits = SPLIT_NAMES.get(split, (split,))
+    splits: tuple[str, ...] = SPLIT_NAMES.get(split, (split,))
     if named and not set(splits) & {annotation_file.parent.name, stem, *re.split(r"[\W_]|2017$", stem)}:
         splits = ()
     names = [stem]
