@@ -232,7 +232,7 @@ def test_training_says_what_the_data_checks_warn_of(tmp_path, capsys):
 def test_processes_share_the_images_of_a_check(tmp_path):
     write(tmp_path, CASES["file broken"][0])
     data = load_detection_data(tmp_path, "val")
-    check_validation(data, rank=1, processes=2)
+    assert check_validation(data, rank=1, processes=2) == []
     with pytest.raises(ValueError, match="broken image"):
         check_validation(data, rank=0, processes=2)
 

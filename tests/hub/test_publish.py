@@ -379,6 +379,10 @@ def test_an_evaluation_of_other_weights_is_refused(client, model_dir, tmp_path, 
     shutil.copy(tmp_path / "third/model.safetensors", tmp_path / "other")
     assert client(arguments) == 2
     assert "other, which has other weights than" in capsys.readouterr().err
+    results["settings"]["model"] = "model.int8.onnx"
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    assert client(arguments) == 2
+    assert "is of the exported model.int8.onnx" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["tiny", "a/b/c", "someone/ti ny", ""])

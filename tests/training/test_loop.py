@@ -295,6 +295,6 @@ def test_refusals_before_the_first_step(digits, tmp_path, capfd):
     assert "holds checkpoints of an earlier run" in message("--epochs", "9")
     assert (tmp_path / "run" / "settings.yaml").read_text() == written
     assert "seed = 42" in message("--resume", "auto", "--seed", "1")
-    shutil.rmtree(tmp_path / "run" / "checkpoints")
-    for options in ([], ["--resume", "auto"]):
+    shutil.move(tmp_path / "run" / "checkpoints", tmp_path / "elsewhere")
+    for options in ([], ["--resume", "auto"], ["--resume", next((tmp_path / "elsewhere").iterdir())]):
         assert "holds a model, which training would replace" in message(*options)

@@ -121,21 +121,22 @@ def cheap_checks(data: DetectionData, num_queries: int | None = None) -> DataRep
     return report
 
 
-def check_validation(data: DetectionData, rank: int = 0, processes: int = 1) -> DataReport:
+def check_validation(data: DetectionData, rank: int = 0, processes: int = 1) -> list[str]:
     """Refuse validation data that would fail, or give a wrong AP, hours later in the first evaluation.
 
     Each process opens its share of the images; the annotations are checked by the first one.
 
     Returns:
-        What this process found.
+        The warnings about the annotations, in words, from the first process.
 
     Raises:
         ValueError: Says what is wrong and where.
     """
     report = cheap_checks(data) if rank == 0 else DataReport(source=_source(data))
+    warnings = report.warning_lines()  # without those of the images, of which this process opens a part
     _open_images(report, data, range(rank, len(data.dataset), processes), progress=False)
     report.raise_on_errors()
-    return report
+    return warnings
 
 
 def box_statistics(data: DetectionData) -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,7 @@
 """Kinds of errors and warnings about data, and the box check of training, evaluation and `sap-detr check-data`."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -100,14 +100,17 @@ class Findings:
 
     def warning_lines(self) -> list[str]:
         """Each kind of warning in a line, with an example."""
-        return [f"{n} x {kind} ({WARNINGS[kind]}), e.g. {self.examples[kind][0]}" for kind, n in self.warnings.items()]
+        return self._lines(self.warnings, WARNINGS)
+
+    def _lines(self, kinds: Iterable[str], reasons: Mapping[str, str]) -> list[str]:
+        return [f"{self.counts[kind]} x {kind} ({reasons[kind]}), e.g. {self.examples[kind][0]}" for kind in kinds]
 
     def refuse_errors(self, source: Any, kinds: Collection[str] = ERRORS, use: str = "trained on or evaluated") -> None:
         """Raise a ValueError in one sentence where there is an error of these kinds."""
         found = [kind for kind in self.errors if kind in kinds]
         if found:
-            lines = [f"{self.counts[kind]} x {kind} ({ERRORS[kind]}), e.g. {self.examples[kind][0]}" for kind in found]
-            raise ValueError(f"{source} cannot be {use}: " + "; ".join(lines) + ". `sap-detr check-data` lists all.")
+            lines = "; ".join(self._lines(found, ERRORS))
+            raise ValueError(f"{source} cannot be {use}: {lines}. `sap-detr check-data` lists all.")
 
 
 @dataclass

@@ -30,6 +30,7 @@ from transformers import AutoModelForObjectDetection
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from sap_detr_cli.recipes import read_recipe
+from sap_detr_cli.settings.export import SUFFIXES
 from sap_detr_cli.settings.train import TrainingSettings
 
 from ..messages import first_line
@@ -131,10 +132,15 @@ def results_of(model_dir: Path, path: str | os.PathLike) -> dict[str, Any]:
 
     Raises:
         OSError: there is none.
-        ValueError: it is of a model, still where it was measured, that has other weights; or see [`read_results`].
+        ValueError: it is of an exported file, or of a model, still where it was measured, that has other weights; or
+            see [`read_results`].
     """
     results = read_results(path)
-    measured, own = Path(str(results["settings"].get("model"))) / WEIGHTS, model_dir / WEIGHTS
+    name = str(results["settings"].get("model"))
+    exported_folder = Path(name).is_dir() and not (Path(name) / "config.json").exists()
+    if Path(name).suffix in SUFFIXES.values() or exported_folder:
+        raise ValueError(f"{path} is of the exported {name}: evaluate {model_dir} itself.")
+    measured, own = Path(name) / WEIGHTS, model_dir / WEIGHTS
     if measured.is_file() and own.is_file() and not filecmp.cmp(measured, own, shallow=False):
         raise ValueError(
             f"{path} is of {measured.parent}, which has other weights than {model_dir}: evaluate this model."

@@ -67,20 +67,20 @@ def find_state(settings: TrainingSettings, checkpoints: CheckpointFolder) -> Pat
         ValueError: a new run would mix with an earlier one, or replace a model.
         OSError: there are states, and none of them can be read.
     """
-    if settings.resume is None:
-        if checkpoints.files():
-            raise ValueError(
-                f"{settings.output_dir} holds checkpoints of an earlier run: continue with `--resume auto`, or choose "
-                "another `output_dir`."
-            )
-    elif settings.resume != "auto":
-        return Path(settings.resume)
-    newest = checkpoints.newest()
-    if newest is None and (Path(settings.output_dir) / "config.json").exists():
+    if settings.resume is None and checkpoints.files():
+        raise ValueError(
+            f"{settings.output_dir} holds checkpoints of an earlier run: continue with `--resume auto`, or choose "
+            "another `output_dir`."
+        )
+    given = settings.resume not in (None, "auto")
+    state = Path(str(settings.resume)) if given else checkpoints.newest()
+    output = Path(settings.output_dir).resolve()
+    continued = state is not None and output in state.resolve().parents
+    if not continued and (output / "config.json").exists():
         raise ValueError(
             f"{settings.output_dir} holds a model, which training would replace: choose another `output_dir`."
         )
-    return newest
+    return state
 
 
 def put_back(run: TrainingRun, state: dict[str, Any]):

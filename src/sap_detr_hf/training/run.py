@@ -283,7 +283,7 @@ def check_data(
         raise ValueError(f"{validation.source}: {conflicts[0]}: the same ids must mean the same in all splits.")
     found = check_validation(validation, accelerator.process_index, accelerator.num_processes)
     if validation is not training:
-        warnings += [f"{found.source}: {line}" for line in found.warning_lines()]
+        warnings += [f'{validation.source}, split "{validation.split}": {line}' for line in found]
         warnings += images_of_both(training, validation)
     say_warnings(warnings)
     return ground_truth(validation)
