@@ -3,7 +3,7 @@
 import os
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -112,7 +112,8 @@ class PictureDetector:
         image = open_picture(picture.path, picture.name)
         query = int(picture.detections.queries[chosen])
         with self._one_at_a_time:
-            picture.explained[chosen] = explain_detection(self.model, self.image_processor, image, query=query)
+            explained = explain_detection(self.model, self.image_processor, image, query=query)
+        picture.explained[chosen] = replace(explained, image=picture.shown)  # the upload may have 200 MB
 
 
 def open_picture(path: str, name: str) -> Image.Image:

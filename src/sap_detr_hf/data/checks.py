@@ -89,7 +89,7 @@ def cheap_checks(data: DetectionData, num_queries: int | None = None) -> DataRep
         data: One split, not streamed.
         num_queries: The model's queries, if it is known: images with more boxes are then reported.
     """
-    report = DataReport(source=_source(data), images=len(data.dataset), **vars(deepcopy(data.findings)))
+    report = DataReport(source=data.name, images=len(data.dataset), **vars(deepcopy(data.findings)))
     per_category: Counter[int] = Counter()
     farthest = -np.inf
     for boxes, image_ids, sizes in _batches(data):
@@ -132,7 +132,7 @@ def check_validation(data: DetectionData, rank: int = 0, processes: int = 1) -> 
     Raises:
         ValueError: Says what is wrong and where.
     """
-    report = cheap_checks(data) if rank == 0 else DataReport(source=_source(data))
+    report = cheap_checks(data) if rank == 0 else DataReport(source=data.name)
     warnings = report.warning_lines()  # without those of the images, of which this process opens a part
     _open_images(report, data, range(rank, len(data.dataset), processes), progress=False)
     report.raise_on_errors()
@@ -186,10 +186,6 @@ def header_checks(data: DetectionData, progress: bool = True) -> DataReport:
     report = cheap_checks(data)
     _open_images(report, data, range(len(data.dataset)), progress, decode=False)
     return report
-
-
-def _source(data: DetectionData) -> str:
-    return f'{data.source}, split "{data.split}"' if data.split else data.source
 
 
 def _open_images(report: DataReport, data: DetectionData, places: range, progress: bool, decode: bool = True) -> None:

@@ -48,6 +48,11 @@ class DetectionData:
     split: str = ""
     findings: Findings = field(default_factory=Findings)
 
+    @property
+    def name(self) -> str:
+        """The data set, as the user gave it, and the split, for messages."""
+        return f'{self.source}, split "{self.split}"' if self.split else self.source
+
 
 def load_detection_data(
     data: str | Path,
@@ -87,15 +92,8 @@ def load_detection_data(
         raise ValueError(f'categories must be "contiguous" or "coco91", not "{categories}".')
     if box_format not in ("xywh", "xyxy"):
         raise ValueError(f'box_format must be "xywh" or "xyxy", not "{box_format}".')
-    annotation_file = None
-    if files := find_coco_files(Path(data), split, annotations, images):
-        annotation_file, image_folder = files
-        read = partial(read_coco, annotation_file)
-        labels: LabelFiles | None = LabelFiles(annotation_file, image_folder, [str(annotation_file)], [], read)
-    else:
-        labels = find_yolo_files(Path(data), split) or find_voc_files(Path(data), split)
-        if labels and images is not None:
-            raise ValueError(f"An image folder belongs to a COCO JSON; {labels.source} says where its images are.")
+    coco = find_coco_files(Path(data), split, annotations, images)
+    labels = _coco_files(*coco) if coco else _find_label_files(Path(data), split, images)
     if labels and box_format != "xywh":
         raise ValueError(
             f"--box-format is for data sets of the Hub. The boxes of {labels.source} are read as its format has them: "
@@ -112,4 +110,16 @@ def load_detection_data(
     if streaming and isinstance(dataset, datasets.Dataset):
         dataset = dataset.to_iterable_dataset()
     id2label, category_ids = number_classes(names, categories, str(data))
-    return DetectionData(dataset, id2label, category_ids, names, str(data), annotation_file, split, findings)
+    return DetectionData(dataset, id2label, category_ids, names, str(data), coco[0] if coco else None, split, findings)
+
+
+def _coco_files(annotation_file: Path, image_folder: Path) -> LabelFiles:
+    read = partial(read_coco, annotation_file)
+    return LabelFiles(annotation_file, image_folder, [str(annotation_file)], [], read)
+
+
+def _find_label_files(data: Path, split: str, images: str | Path | None) -> LabelFiles | None:
+    labels = find_yolo_files(data, split) or find_voc_files(data, split)
+    if labels and images is not None:
+        raise ValueError(f"An image folder belongs to a COCO JSON; {labels.source} says where its images are.")
+    return labels

@@ -274,7 +274,7 @@ def check_data(
     if accelerator.is_main_process:
         report = cheap_checks(training, queries)
         report.raise_on_errors()
-        warnings = [f"{report.source}: {line}" for line in report.warning_lines()]
+        warnings = [f"{training.name}: {line}" for line in report.warning_lines()]
     check_categories(training, model.config)
     if validation is None:
         say_warnings(warnings)
@@ -283,7 +283,7 @@ def check_data(
         raise ValueError(f"{validation.source}: {conflicts[0]}: the same ids must mean the same in all splits.")
     found = check_validation(validation, accelerator.process_index, accelerator.num_processes)
     if validation is not training:
-        warnings += [f'{validation.source}, split "{validation.split}": {line}' for line in found]
+        warnings += [f"{validation.name}: {line}" for line in found]
         warnings += images_of_both(training, validation)
     say_warnings(warnings)
     return ground_truth(validation)
