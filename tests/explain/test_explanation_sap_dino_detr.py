@@ -114,7 +114,7 @@ def test_figures_matching_and_page(model, image, tmp_path):
     detector.detector.threshold = 0.001
     picture = detector.detect(str(tmp_path / "photo.png"), "photo.png")
     detector.attend(picture, 0)
-    assert picture.attention[0][0].shape == explanation.attention.shape[1:]
+    assert picture.explained[0].attention.shape[1:] == explanation.attention.shape[1:]
 
 
 def test_script(model, image, tmp_path):
