@@ -362,7 +362,8 @@ def test_which_card_is_taken(hub, client, model_dir, tmp_path, capsys):
     assert hub.calls == []
 
 
-def test_an_evaluation_of_other_weights_is_refused(client, model_dir, tmp_path, capsys):
+def test_an_evaluation_of_other_weights_is_refused(client, model_dir, tmp_path, capsys, caplog):
+    caplog.set_level("WARNING", logger="sap_detr_hf")
     _save_model(tmp_path / "model")
     _save_model(tmp_path / "other")
     results = {
@@ -379,6 +380,10 @@ def test_an_evaluation_of_other_weights_is_refused(client, model_dir, tmp_path, 
     shutil.copy(tmp_path / "third/model.safetensors", tmp_path / "other")
     assert client(arguments) == 2
     assert "other, which has other weights than" in capsys.readouterr().err
+    assert not caplog.records
+    (tmp_path / "other/model.safetensors").unlink()
+    assert client(arguments) == 0
+    assert f"other, which is not here: whether {tmp_path / 'model'} has its weights is not checked" in caplog.text
     results["settings"]["model"] = "model.int8.onnx"
     (tmp_path / "results.json").write_text(json.dumps(results))
     assert client(arguments) == 2

@@ -2,6 +2,7 @@
 
 import filecmp
 import json
+import logging
 import os
 import re
 import shutil
@@ -39,6 +40,8 @@ from ..model.modeling_sap_detr import SapDetrForObjectDetection
 from .endpoint import endpoint_contents
 from .model_card import CONVERTED_TAG, RELEASED_LICENSE, REPO_ID, CardSources, check_card, model_card, read_results
 from .remote_code import config_class_of, remote_code_contents
+
+logger = logging.getLogger(__name__)
 
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 # Weights that transformers would load from a repository; those of an earlier model must not outlive it.
@@ -132,8 +135,8 @@ def results_of(model_dir: Path, path: str | os.PathLike) -> dict[str, Any]:
 
     Raises:
         OSError: there is none.
-        ValueError: it is of an exported file, or of a model, still where it was measured, that has other weights; or
-            see [`read_results`].
+        ValueError: it is of an exported file, or of a model with other weights (of one that is no longer where it was
+            measured, a warning says so); or see [`read_results`].
     """
     results = read_results(path)
     name = str(results["settings"].get("model"))
@@ -141,6 +144,8 @@ def results_of(model_dir: Path, path: str | os.PathLike) -> dict[str, Any]:
     if Path(name).suffix in SUFFIXES.values() or exported_folder:
         raise ValueError(f"{path} is of the exported {name}: evaluate {model_dir} itself.")
     measured, own = Path(name) / WEIGHTS, model_dir / WEIGHTS
+    if not measured.is_file():
+        logger.warning(f"{path} is of {name}, which is not here: whether {model_dir} has its weights is not checked.")
     if measured.is_file() and own.is_file() and not filecmp.cmp(measured, own, shallow=False):
         raise ValueError(
             f"{path} is of {measured.parent}, which has other weights than {model_dir}: evaluate this model."
