@@ -18,6 +18,7 @@ from sap_detr_hf.weights.pretrained import AUTOCAST_DTYPES
 from sap_detr_hf.weights.variants import VARIANTS
 
 from .measure import environment, measure
+from .models import FORMS, MODELS
 from .operations import operation_times, profile_table
 from .report import setting, table, write_report
 from .targets import measure_targets, targets_table
@@ -81,8 +82,9 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", nargs="?", default="forward", choices=list(DEFAULT_MODELS))
-    forms = ":optimized, :compiled, :released, :channels or :flex) or a peer (then :compiled or :trained)"
-    parser.add_argument("--models", nargs="+", help=f"r50, r50-dc5, r101, r101-dc5 (then {forms}")
+    forms = ", ".join(f":{form}" for form in FORMS if form)
+    names = f"of {', '.join(MODELS)}; a form may follow: {forms}"
+    parser.add_argument("--models", nargs="+", help=names)
     parser.add_argument("--height", type=int, help="pixels; 800, in training 480")
     parser.add_argument("--width", type=int, help="pixels; 1066, in training 640")
     parser.add_argument("--batch-size", type=int, help="images per call; 1, in training 2")

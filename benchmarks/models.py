@@ -22,6 +22,7 @@ from transformers import (
 from sap_detr_hf import SapDetrForObjectDetection
 from sap_detr_hf.model.configuration_sap_detr import R50_BACKBONE
 from sap_detr_hf.model.configuration_sap_dino_detr import R50_PYRAMID
+from sap_detr_hf.model.deformable_attention import SapDinoDetrDeformableAttention
 from sap_detr_hf.training.model import allow_compilations
 from sap_detr_hf.weights.variants import VARIANTS, config_of_variant
 
@@ -51,6 +52,7 @@ FORMS = {
     "channels": "the Gaussian as further channels of queries and keys",
     "flex": "the Gaussian in flex attention",
     "kernel": "deformable attention by the Hub's kernel, on a GPU",
+    "grid-sample": "deformable attention by transformers' `grid_sample` on a CPU too, where we have a faster one",
     "trained": "transformers' DETRs with a ResNet that learns from its second stage on, as their authors train it",
 }
 MODELS = (*VARIANTS, *PEERS)
@@ -91,9 +93,20 @@ def build_model(name: str, **overrides) -> PreTrainedModel:
         return released_form(sap_detr)
     if form in GAUSSIAN_FORMS:
         return gaussian_form(sap_detr, form)
+    if form == "grid-sample":
+        sample_by_transformers(sap_detr)
     if form in ("optimized", "compiled"):
         sap_detr.optimize_for_inference()
     return compiled(sap_detr) if form == "compiled" else sap_detr
+
+
+def sample_by_transformers(model: PreTrainedModel) -> None:
+    """Let a SAP-DINO-DETR sample on a CPU as on every other device."""
+    attentions = [module for module in model.modules() if isinstance(module, SapDinoDetrDeformableAttention)]
+    if not attentions:
+        raise ValueError(f"A {model.config.model_type} model samples nothing: choose another form than 'grid-sample'.")
+    for attention in attentions:
+        attention.sample = attention.sample_anywhere  # type: ignore[method-assign]
 
 
 def train_backbone(model: PreTrainedModel) -> None:

@@ -63,6 +63,24 @@ def test_groups_are_measured_with_their_settings(tmp_path, monkeypatch):
     assert "num_groups=2" in (tmp_path / "groups_cpu.md").read_text()
 
 
+@torch.no_grad()
+def test_grid_sample_form_computes_the_same_by_transformers(monkeypatch):
+    def own_sampling(*arguments):
+        raise AssertionError("own sampling")
+
+    small = {"encoder_layers": 1, "decoder_layers": 1, "num_queries": 10}
+    ours, theirs = build_model("dino-small", **small), build_model("dino-small:grid-sample", **small)
+    theirs.load_state_dict(ours.state_dict())
+    images = torch.randn(1, 3, 96, 64)
+    expected = ours(images)
+    monkeypatch.setattr("sap_detr_hf.model.deformable_attention.sample_on_cpu", own_sampling)
+    torch.testing.assert_close(theirs(images).pred_boxes, expected.pred_boxes, rtol=0, atol=1e-5)
+    with pytest.raises(AssertionError, match="own sampling"):
+        ours(images)
+    with pytest.raises(ValueError, match="samples nothing"):
+        build_model("r50:grid-sample")
+
+
 def test_trained_peer_learns_three_stages_of_its_backbone():
     """Transformers freezes all of its ResNet, where the authors freeze the stem and the first stage."""
     small = {"encoder_layers": 1, "decoder_layers": 1, "num_queries": 4}

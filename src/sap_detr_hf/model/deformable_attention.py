@@ -83,13 +83,24 @@ class SapDinoDetrDeformableAttention(nn.Module):
         # All in float32, under autocast too: half precision would move a point by up to half a token.
         value = value.float().unflatten(-1, (self.layout[0], -1))  # (B, S, H, d / H)
         locations, weights = self.samples(hidden_states, pyramid, **places)
-        faster = not torch.is_grad_enabled() or hidden_states.shape[1] >= MANY_QUERIES
-        if value.device.type == "cpu" and faster and not is_tracing(value):
-            output = sample_on_cpu(value, pyramid.shapes, locations, weights)
-        else:
-            shapes = pyramid.sizes.flip(-1).long()
-            output = self.sampling(value, shapes, pyramid.shapes, pyramid.starts, locations, weights, 64)
+        output = self.sample(value, pyramid, locations, weights)
         return self.output_proj(output.to(hidden_states.dtype)), weights
+
+    def sample(
+        self, value: torch.Tensor, pyramid: TokenPyramid, locations: torch.Tensor, weights: torch.Tensor
+    ) -> torch.Tensor:
+        """Sum values (B, S, H, d / H) at [`samples`] -> (B, N, d)."""
+        faster = not torch.is_grad_enabled() or locations.shape[1] >= MANY_QUERIES
+        if value.device.type == "cpu" and faster and not is_tracing(value):
+            return sample_on_cpu(value, pyramid.shapes, locations, weights)
+        return self.sample_anywhere(value, pyramid, locations, weights)
+
+    def sample_anywhere(
+        self, value: torch.Tensor, pyramid: TokenPyramid, locations: torch.Tensor, weights: torch.Tensor
+    ) -> torch.Tensor:
+        """As [`sample`], by transformers: with `grid_sample`, which every device and graph has, or the Hub's kernel."""
+        shapes = pyramid.sizes.flip(-1).long()
+        return self.sampling(value, shapes, pyramid.shapes, pyramid.starts, locations, weights, 64)
 
 
 class SapDinoDetrTokenAttention(SapDinoDetrDeformableAttention):
