@@ -4,15 +4,19 @@ import copy
 import subprocess
 import sys
 import warnings
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny_dino import tiny_dino
 from tiny_model import tiny_inputs, tiny_labels, tiny_model
 from tiny_training import ENVIRONMENT, SCRIPT, write_recipe
 from torch._dynamo.utils import counters
 
 from benchmarks.gaussian_forms import GAUSSIAN_FORMS, gaussian_form
 from sap_detr_hf.demo.digits import make_digits
+from sap_detr_hf.export.comparison import in_order_of
 from sap_detr_hf.training.model import compile_transformer
 
 FORMS = [None, *GAUSSIAN_FORMS]
@@ -62,6 +66,16 @@ def test_outputs_and_gradients_are_those_of_a_cpu(form):
 
 
 @torch.no_grad()
+def test_sap_dino_outputs_are_those_of_a_cpu():
+    """Its own sampling on a CPU, transformers' on the GPU; tokens of nearly one score may change places."""
+    expected = tiny_dino()(*tiny_inputs())
+    found = tiny_dino().cuda()(*on_gpu(tiny_inputs()))
+    ordered = in_order_of(expected, SimpleNamespace(**{name: found[name].cpu() for name in OUTPUTS}))
+    for name, values in vars(ordered).items():
+        torch.testing.assert_close(values, expected[name], rtol=0, atol=1e-3)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_is_close_to_float32(form, dtype):
@@ -105,8 +119,9 @@ def test_training_with_nccl(tmp_path, compiled):
 
 @torch.no_grad()
 @pytest.mark.parametrize("optimized", [False, True])
-def test_forward_pass_never_waits_for_the_gpu(optimized):
-    model = tiny_model().cuda()
+@pytest.mark.parametrize("build", [tiny_model, tiny_dino])
+def test_forward_pass_never_waits_for_the_gpu(build, optimized):
+    model = build().cuda()
     if optimized:
         model.optimize_for_inference()
     inputs = on_gpu(tiny_inputs())
@@ -118,10 +133,17 @@ def test_forward_pass_never_waits_for_the_gpu(optimized):
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("fields", [{}, {"num_groups": 2, "group_content": True, "denoising_pairs": 5}])
-def test_training_step_waits_for_the_matching_alone(fields):
+@pytest.mark.parametrize(
+    "build",
+    [
+        tiny_model,
+        partial(tiny_model, num_groups=2, group_content=True, denoising_pairs=5),
+        partial(tiny_dino, denoising_pairs=5),
+    ],
+)
+def test_training_step_waits_for_the_matching_alone(build):
     """Forward and backward pass with labels on the GPU: all layers' costs come to the CPU in one transfer."""
-    model = tiny_model(**fields).cuda().train()
+    model = build().cuda().train()
     inputs, labels = on_gpu(tiny_inputs()), on_gpu(tiny_labels())
     model(*inputs, labels=labels).loss.backward()
     with warnings.catch_warnings(record=True) as caught:
