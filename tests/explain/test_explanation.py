@@ -10,7 +10,7 @@ from project_scripts import load_script
 from tiny_model import tiny_model
 
 from sap_detr_hf import SapDetrImageProcessorPil
-from sap_detr_hf.explain.explanation import explain_detection, explain_matching
+from sap_detr_hf.explain.explain import explain_detection, explain_matching
 from sap_detr_hf.inference.detector import detect_with_points
 from sap_detr_hf.model import loss as loss_sap_detr
 

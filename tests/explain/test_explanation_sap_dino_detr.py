@@ -11,7 +11,7 @@ from tiny_dino import tiny_dino
 
 from sap_detr_hf import SapDetrImageProcessorPil
 from sap_detr_hf.app.pictures import PictureDetector
-from sap_detr_hf.explain.explanation import explain_detection, explain_matching
+from sap_detr_hf.explain.explain import explain_detection, explain_matching
 from sap_detr_hf.explain.sampling import attention_map
 from sap_detr_hf.inference.detector import detect_with_points
 from sap_detr_hf.model.deformable_attention import SapDinoDetrSideDirectedSampling

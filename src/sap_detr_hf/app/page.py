@@ -12,7 +12,6 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from ..explain.explanation import SamplingExplanation
 from .pictures import (
     LOWEST_SCORE,
     SLICE_SIZES,
@@ -184,9 +183,9 @@ def _caption(picture: PictureDetections, count: int, threshold: float, glowing: 
         explained = picture.explained[glowing]
         text += f"\n\nBright: where detection {glowing + 1} looked in the last decoder layer, mean of all heads. "
         text += "White: from its salient point to the four sides. Yellow: the cell that the point cannot leave"
-        if isinstance(explained, SamplingExplanation):
-            text += f" (level {explained.cell_levels[explained.query] + 1} of the pyramid). Cyan: sampling points"
-        text += "."
+        if explained.cell_levels.any():
+            text += f" (level {explained.cell_levels[explained.query] + 1} of the pyramid)"
+        text += f". Cyan: {explained.looked_at_name}."
     return text
 
 

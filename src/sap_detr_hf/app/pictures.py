@@ -11,7 +11,8 @@ import torch
 from PIL import Image, ImageDraw
 
 from ..drawing import draw_detections
-from ..explain.explanation import Explanation, SamplingExplanation, explain_detection
+from ..explain.explain import explain_detection
+from ..explain.explanation import Explanation
 from ..explain.figures import blend_heat, heat_over_image
 from ..inference.detector import Detector, SalientDetections
 from ..inference.results import readable_detections
@@ -152,8 +153,8 @@ def draw_picture(
         threshold: only detections above it are drawn.
         points: draw each detection's salient point.
         chosen: position of a detection that is explained: only this detection is drawn, with its point, the distances
-            to the four sides, the cell that the point cannot leave and, of SAP-DINO-DETR, the sampling points; and the
-            picture glows where its query looked.
+            to the four sides, the cell that the point cannot leave and the places that the attention was led to; and
+            the picture glows where its query looked.
     """
     found, image = picture.above(threshold), picture.shown
     if chosen is not None:
@@ -169,14 +170,13 @@ def draw_picture(
 
 
 def _draw_query(draw: ImageDraw.ImageDraw, explained: Explanation, scale: np.ndarray) -> None:
-    """Draw the sides, the cell and the sampling points of a query; `scale` from the picture to what is shown."""
+    """Draw the sides and the cell of a query, and where its heads looked; `scale` from the picture to what is shown."""
     (x, y), (left, top, right, bottom) = explained.points[-1] * scale, explained.boxes[-1] * [*scale, *scale]
     for line in ((left, y, right, y), (x, top, x, bottom)):
         draw.line(line, fill="white", width=1)
     draw.rectangle((explained.cells[explained.query] * [*scale, *scale]).tolist(), outline="yellow", width=1)
-    if isinstance(explained, SamplingExplanation):
-        for column, row in (explained.sampling_points.reshape(-1, 2) * scale).tolist():
-            draw.rectangle((column - 1, row - 1, column + 1, row + 1), fill="cyan")
+    for column, row in (explained.looked_at * scale).tolist():
+        draw.rectangle((column - 1, row - 1, column + 1, row + 1), fill="cyan")
 
 
 def detection_rows(found: SalientDetections) -> list[list]:

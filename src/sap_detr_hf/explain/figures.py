@@ -6,6 +6,7 @@ the feature pyramid, see `LEVEL_COLORS`. Needs matplotlib.
 """
 
 from collections.abc import Sequence
+from functools import singledispatch
 
 import matplotlib
 import numpy as np
@@ -19,7 +20,9 @@ from PIL import Image
 
 from ..drawing import label_color
 from ..fonts import font_file
-from .explanation import Explanation, GaussianExplanation, MatchingExplanation, SamplingExplanation
+from .explanation import Explanation, MatchingExplanation
+from .gaussian import GaussianExplanation
+from .sampling import SamplingExplanation
 
 DPI = 110
 PANEL_SIDE = 3.0  # inches of a panel's longer side
@@ -38,12 +41,7 @@ def draw_explanation(explanation: Explanation) -> Image.Image:
     _draw_grid(canvas.panels[0], explanation)
     canvas.title(1, "The box is four distances\nfrom the point to its sides")
     _draw_sides(canvas.panels[1], explanation)
-    if isinstance(explanation, GaussianExplanation):
-        canvas.title(2, "A Gaussian leads each head\nfrom the point to the sides")
-        _draw_all_gaussians(canvas.panels[2], explanation)
-    elif isinstance(explanation, SamplingExplanation):
-        canvas.title(2, "Each head samples between\nthe point and the sides")
-        _draw_all_samples(canvas.panels[2], explanation)
+    canvas.title(2, _draw_all_heads(explanation, canvas.panels[2]))
     canvas.title(3, "Cross-attention,\nmean of all heads")
     _draw_heat(canvas.panels[3], explanation, explanation.attention.mean(0))
     return canvas.picture()
@@ -83,14 +81,13 @@ def draw_layers(explanation: Explanation) -> Image.Image:
     return canvas.picture()
 
 
+@singledispatch
 def draw_heads(explanation: Explanation) -> Image.Image:
     """What leads each head, by the kind of explanation: [`draw_gaussian`] or [`draw_sampling`]."""
-    if isinstance(explanation, SamplingExplanation):
-        return draw_sampling(explanation)
-    assert isinstance(explanation, GaussianExplanation)
-    return draw_gaussian(explanation)
+    raise NotImplementedError
 
 
+@draw_heads.register
 def draw_gaussian(explanation: GaussianExplanation) -> Image.Image:
     """The side-directed Gaussian of each head over the image, with the point and box that it started from."""
     canvas = _Canvas(explanation.image, len(explanation.gaussian), HEAD_SIDE)
@@ -100,6 +97,7 @@ def draw_gaussian(explanation: GaussianExplanation) -> Image.Image:
     return canvas.picture()
 
 
+@draw_heads.register
 def draw_sampling(explanation: SamplingExplanation) -> Image.Image:
     """The sampling points of each head, with the point and box that it started from; larger ones weigh more."""
     canvas = _Canvas(explanation.image, len(explanation.sampling_points), HEAD_SIDE)
@@ -227,14 +225,23 @@ def _draw_sides(panel: Axes, explanation: Explanation) -> None:
     _draw_point(panel, point, _color(explanation.label))
 
 
-def _draw_all_samples(panel: Axes, explanation: SamplingExplanation) -> None:
+@singledispatch
+def _draw_all_heads(explanation: Explanation, panel: Axes) -> str:
+    """What leads the heads, all in one panel; returns the panel's title."""
+    raise NotImplementedError
+
+
+@_draw_all_heads.register
+def _draw_all_samples(explanation: SamplingExplanation, panel: Axes) -> str:
     _draw_samples(panel, explanation, 0, len(explanation.sampling_points))
     for level in range(explanation.sampling_points.shape[1]):
         place = (0.03 + 0.25 * (level % 4), 0.03 + 0.08 * (level // 4))
         panel.text(*place, f"level {level}", color=_level_color(level), fontsize=7, transform=panel.transAxes)
+    return "Each head samples between\nthe point and the sides"
 
 
-def _draw_all_gaussians(panel: Axes, explanation: GaussianExplanation) -> None:
+@_draw_all_heads.register
+def _draw_all_gaussians(explanation: GaussianExplanation, panel: Axes) -> str:
     """From the point to the center of each head's Gaussian, and the line of one standard deviation around it."""
     _darken(panel, explanation)
     _draw_entered(panel, explanation)
@@ -246,6 +253,7 @@ def _draw_all_gaussians(panel: Axes, explanation: GaussianExplanation) -> None:
         panel.plot([start[0], center[0]], [start[1], center[1]], color=color, linewidth=1.4)
         panel.add_patch(Ellipse(tuple(center), *(2 * widths), facecolor=(*color[:3], 0.25), edgecolor=color))
         panel.scatter(center[0], center[1], s=14, color=[color], zorder=4)
+    return "A Gaussian leads each head\nfrom the point to the sides"
 
 
 def _draw_samples(panel: Axes, explanation: SamplingExplanation, first: int, end: int) -> None:

@@ -11,7 +11,8 @@ from ..data.findings import ERRORS, FILE_ERRORS, check_boxes, check_image_ids
 from ..files import prepare_folder
 from ..inference.sources import InputImages
 from ..weights.pretrained import check_device_and_dtype, load_detector
-from .explanation import Explanation, MatchingExplanation, explain_detection, explain_matching, observation_of
+from .explain import explain_detection, explain_matching, observation_of
+from .explanation import Explanation, MatchingExplanation
 from .figures import (
     draw_attention,
     draw_explanation,

@@ -5,7 +5,8 @@ Letters in shape comments: D decoder layers, N queries, H heads, L levels, M sam
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,16 +15,36 @@ from torch import nn
 from ..evaluation_mode import evaluation_mode
 from ..model.modeling_sap_dino_detr import SapDinoDetrForObjectDetection
 from ..model.token_pyramid import TokenPyramid
+from .explanation import Explanation
+
+
+@dataclass
+class SamplingExplanation(Explanation):
+    """How a query of SAP-DINO-DETR came to its box; `attention` is the sampling as a map, see [`attention_map`].
+
+    Args:
+        sampling_points: (H, L, M, 2) x, y of each head's points on each level, which may lie outside the image.
+        sampling_weights: (H, L, M) their weights; the sum of each head is 1.
+    """
+
+    heads: ClassVar[str] = "sampling"
+    looked_at_name: ClassVar[str] = "sampling points"
+    sampling_points: np.ndarray
+    sampling_weights: np.ndarray
+
+    @property
+    def looked_at(self) -> np.ndarray:
+        """The sampling points of all heads and levels."""
+        return self.sampling_points.reshape(-1, 2)
 
 
 class SamplingObservation:
-    """The side-directed sampling of a decoder layer, seen while the model runs inside [`watching`].
+    """The side-directed sampling of a decoder layer, seen while the model runs inside [`watching`]."""
 
-    `explanation` is the class of the explanations that are made of it.
-    """
+    explanation = SamplingExplanation
 
-    def __init__(self, model: SapDinoDetrForObjectDetection, layer: int, explanation: type):
-        self.model, self.layer, self.explanation = model, layer, explanation
+    def __init__(self, model: SapDinoDetrForObjectDetection, layer: int):
+        self.model, self.layer = model, layer
         self.seen: tuple[torch.Tensor, torch.Tensor, TokenPyramid] | None = None
 
     @contextmanager

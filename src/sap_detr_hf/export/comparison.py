@@ -54,7 +54,7 @@ def compare_with_torch(
             inputs = padded_noise(batch_size, height, width)
             expected, found = model(*inputs), exported(*inputs)
             share = 1.0
-            if model.config.model_type == "sap_dino_detr":
+            if model.config.selects_queries:
                 found, share = in_order_of(expected, found), SELECTED_SHARE
             largest = {}
             for name in OUTPUT_NAMES:

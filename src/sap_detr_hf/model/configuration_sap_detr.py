@@ -140,6 +140,7 @@ class SapDetrConfig(DetectorConfig):
     model_type = "sap_detr"
     detector_name = "SAP-DETR"
     variants = {**PUBLISHED_VARIANTS, **FURTHER_VARIANTS}
+    way_to_more_queries = "a larger `query_grid`"
 
     dilation: bool = False
     num_queries: int | None = None

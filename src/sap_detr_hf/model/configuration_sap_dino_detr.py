@@ -71,6 +71,9 @@ class SapDinoDetrConfig(DetectorConfig):
     model_type = "sap_dino_detr"
     detector_name = "SAP-DINO-DETR"
     variants = {"dino-r50": {}, "dino-small": SMALL}
+    uses_pyramid = True
+    selects_queries = True
+    way_to_more_queries = "larger images or `num_queries`"
     keys_to_ignore_at_inference = [
         *DetectorConfig.keys_to_ignore_at_inference,
         "intermediate_cell_places",

@@ -96,7 +96,7 @@ def denoising_queries(
     Raises:
         ValueError: noise of another width, or for another number of images.
     """
-    pyramid = hasattr(config, "num_feature_levels")
+    pyramid = config.uses_pyramid
     if noise is None:
         noise = draw_noise(len(labels), config.denoising_pairs, class_embedding.weight.device, levels=pyramid)
     widths = tuple(NOISE_WIDTHS.values())

@@ -25,9 +25,15 @@ class DetectorConfig(PreTrainedConfig):
 
     Attributes:
         variants: by name, what distinguishes each from the class's defaults.
+        uses_pyramid: whether all feature maps of the backbone are levels of a pyramid, or only the last is used.
+        selects_queries: whether an image's queries are its best tokens, in no order of their own.
+        way_to_more_queries: advice for images with more objects than queries.
     """
 
     variants: ClassVar[dict[str, dict[str, Any]]]
+    uses_pyramid: ClassVar[bool] = False
+    selects_queries: ClassVar[bool] = False
+    way_to_more_queries: ClassVar[str]
     sub_configs = {"backbone_config": AutoConfig}
     keys_to_ignore_at_inference = [
         "loss_dict",

@@ -167,10 +167,9 @@ def _image_name(label: dict[str, Any]) -> str:
 
 
 def _raise_too_many(label: dict[str, Any], reason: str, config: SapDetrConfig) -> None:
-    advice = "a larger `query_grid`" if hasattr(config, "query_grid") else "larger images or `num_queries`"
     raise ValueError(
-        f"{_image_name(label)} has {len(label['class_labels'])} boxes but {reason}: use {advice}, or remove boxes "
-        "from this image."
+        f"{_image_name(label)} has {len(label['class_labels'])} boxes but {reason}: use "
+        f"{config.way_to_more_queries}, or remove boxes from this image."
     )
 
 

@@ -474,8 +474,8 @@ def _largest_batch(
 
 def _has_pyramid(choices: Choices) -> bool:
     if choices["init_from"]:
-        return read_source(choices["init_from"])[1].model_type == "sap_dino_detr"
-    return str(choices["variant"]).startswith("dino")
+        return read_source(choices["init_from"])[1].configuration.uses_pyramid
+    return config_of_variant(choices["variant"]).uses_pyramid
 
 
 def _small_box(data: DataFacts, side: int) -> float:

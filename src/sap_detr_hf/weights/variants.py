@@ -1,15 +1,14 @@
 """Variants of all model types by name."""
 
-from transformers import PreTrainedConfig
-
 from ..model.configuration_sap_detr import SapDetrConfig
 from ..model.configuration_sap_dino_detr import SapDinoDetrConfig
+from ..model.detector_configuration import DetectorConfig
 
 CONFIGURATIONS = (SapDetrConfig, SapDinoDetrConfig)
 VARIANTS = tuple(name for configuration in CONFIGURATIONS for name in configuration.variants)
 
 
-def config_of_variant(name: str, **overrides) -> PreTrainedConfig:
+def config_of_variant(name: str, **overrides) -> DetectorConfig:
     """The configuration of one of `VARIANTS`; `AutoModelForObjectDetection.from_config` makes its model.
 
     Raises:

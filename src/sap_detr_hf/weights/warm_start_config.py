@@ -45,14 +45,13 @@ def started_config(source: str, **overrides: Any) -> PreTrainedConfig:
         raise ValueError(f"{source} cannot be used for a warm start: its temperatures of height and width differ.")
     backbone: Any = theirs.backbone_config
     fields: dict[str, Any] = {
-        **_backbone_fields(source, backbone, uses_all_maps=kind.model_type == "sap_dino_detr"),
+        **_backbone_fields(source, backbone, uses_all_maps=kind.configuration.uses_pyramid),
         **{ours: getattr(theirs, of) if isinstance(of, str) else of for ours, of in kind.fields.items()},
         "id2label": dict(theirs.id2label or {}),
         "num_channels": backbone.num_channels,
     }
-    config_class = type(AutoConfig.for_model(kind.model_type))
-    check_field_names(config_class, overrides)
-    return config_class(**{**fields, **overrides})
+    check_field_names(kind.configuration, overrides)
+    return kind.configuration(**{**fields, **overrides})
 
 
 def _backbone_fields(source: str, backbone: Any, uses_all_maps: bool) -> dict[str, Any]:

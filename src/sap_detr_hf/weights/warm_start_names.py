@@ -9,6 +9,10 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ..model.configuration_sap_detr import SapDetrConfig
+from ..model.configuration_sap_dino_detr import SapDinoDetrConfig
+from ..model.detector_configuration import DetectorConfig
+
 _Rules = tuple[tuple[str, str, float], ...]
 
 
@@ -21,7 +25,7 @@ class WarmStartSource:
         rules: (pattern of ours, their name, factor). The first pattern that matches a whole name counts. Our cross-
             attention divides by sqrt(3 d / H), theirs by sqrt(2 d / H) or sqrt(d / H): the factor compensates.
         fields: of our configuration: a field of theirs by its name, or a value.
-        model_type: of the model that starts from them.
+        configuration: of the model that starts from them.
         constant_position_scale: whether their content does not scale the encoder's positions: the scale of ours then
             starts as the constant 1.
         required: fields of their configuration that must have one of these values.
@@ -31,7 +35,7 @@ class WarmStartSource:
     backbone: str
     rules: _Rules
     fields: dict[str, Any]
-    model_type: str = "sap_detr"
+    configuration: type[DetectorConfig] = SapDetrConfig
     constant_position_scale: bool = False
     required: dict[str, tuple[object, ...]] = field(default_factory=dict)
     box_rules: _Rules = ()
@@ -174,7 +178,7 @@ WARM_START_SOURCES: dict[str, WarmStartSource] = {
             "token_position_temperature": 10000.0,
             "token_position_offset": 0.5,
         },
-        model_type="sap_dino_detr",
+        configuration=SapDinoDetrConfig,
         required={"position_embedding_type": ("sine",), "dilation": (False,)},
         box_rules=_DEFORMABLE_BOXES,
     ),
