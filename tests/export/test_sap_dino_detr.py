@@ -14,7 +14,7 @@ from tiny_dino import TINY_PYRAMID, tiny_dino
 
 from sap_detr_hf import SapDetrImageProcessorPil
 from sap_detr_hf.export import formats, run
-from sap_detr_hf.export.comparison import compare_with_torch, difference_table
+from sap_detr_hf.export.comparison import compare_with_torch, difference_table, in_order_of
 from sap_detr_hf.export.exported import ExportedModel
 from sap_detr_hf.export.graph import INPUT_NAMES
 from sap_detr_hf.export.int8 import LEAST_AGREEMENT
@@ -61,6 +61,19 @@ def test_same_as_torch(exported, name):
     assert max(max(found.largest.values()) for found in differences) < 1e-4, difference_table(differences)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["dino.onnx", "dino.xml", "dino.pt2"])
+@pytest.mark.parametrize("valid", [375, 374])
+def test_padding_may_begin_at_the_border_of_a_token(exported, name, valid):
+    """Of 500 rows the first 375 are 24 of 32 tokens, to the pixel."""
+    mask = torch.zeros(1, 500, 160, dtype=torch.long)
+    mask[:, :valid] = 1
+    pixels = torch.randn(1, 3, 500, 160, generator=torch.Generator().manual_seed(0)) * mask[:, None]
+    expected = exported.model(pixels, mask)
+    found = in_order_of(expected, ExportedModel(exported.folder / name, trust_pt2=True)(pixels, mask))
+    torch.testing.assert_close(found.pred_boxes, expected.pred_boxes, rtol=0, atol=1e-4)
+
+
 def test_openvino_keeps_its_weights_beside_the_file(exported):
     assert [file.name for file in exported.done["dino.xml"].files] == ["dino.bin", "dino.xml"]
 
@@ -92,6 +105,8 @@ class Outputs(torch.nn.Module):
         super().__init__()
         self.config = SimpleNamespace(selects_queries=selects)
         values = torch.randn(2, 40, 9, generator=torch.Generator().manual_seed(0))
+        if changed == "best":  # the two best of the first image
+            changed = [(0, query) for query in values[0, :, :3].amax(-1).topk(2).indices.tolist()]
         for index in changed:
             values[index] = value
         self.values = values if order is None else values[:, order]
@@ -108,6 +123,7 @@ class Outputs(torch.nn.Module):
         (True, None, [(0, 3), (0, 7), (1, 5)], 5.0, True),  # two tokens of 40 in other places
         (True, None, [(1, query) for query in range(3)], 5.0, False),
         (True, None, [(1, 3)], torch.nan, False),
+        (True, None, "best", 5.0, False),
         (False, torch.arange(39, -1, -1), [], 5.0, False),
         (False, None, [(0, 3)], 5.0, False),
     ],

@@ -4,13 +4,19 @@
 import math
 
 import torch
-from torch import nn
 
 
 def valid_tokens(pixel_mask: torch.Tensor, size: torch.Size) -> torch.Tensor:
-    """(B, height, width), 1 = image -> (B, 1, h, w) bool, by nearest interpolation."""
-    padding = (pixel_mask == 0)[:, None].float()
-    return nn.functional.interpolate(padding, size=size) == 0
+    """(B, height, width), 1 = image -> (B, 1, h, w) bool, by nearest interpolation.
+
+    By index, as `interpolate` rounds, for what that becomes in an exported graph rounds otherwise where the valid image
+    ends at a token's border.
+    """
+    rows, columns = (
+        (torch.arange(tokens, device=pixel_mask.device, dtype=torch.float32) * (pixels / tokens)).long()
+        for tokens, pixels in zip(size, pixel_mask.shape[-2:], strict=True)
+    )
+    return (pixel_mask != 0)[:, None, rows[:, None], columns]
 
 
 def valid_counts(mask: torch.Tensor) -> torch.Tensor:
