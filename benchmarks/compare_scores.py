@@ -19,6 +19,7 @@ from sap_detr_hf.evaluation.evaluate import evaluate_detections, ground_truth
 from sap_detr_hf.evaluation.report import write_results
 from sap_detr_hf.weights.pretrained import load_detector
 
+SCORES = ("class", "class and objectness")
 METRICS = ("AP", "AP50", "AP75")
 
 
@@ -39,7 +40,7 @@ def compare(models: list[str], data_name: str, split: str) -> list[dict[str, Any
     for name in models:
         model, image_processor = load_detector(name, "cpu")
         found = {}
-        for score in ("class", "class and objectness"):
+        for score in SCORES:
             evaluation = evaluate_detections(model, data.dataset, image_processor, ground_truth(data))
             found[score] = {metric: evaluation.metrics[metric] for metric in METRICS}
             model.register_forward_hook(score_by_both)

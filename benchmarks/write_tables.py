@@ -12,6 +12,7 @@ from pathlib import Path
 
 from sap_detr_hf.markdown_table import markdown_table
 
+from .compare_scores import SCORES
 from .report import read_report, setting, table
 from .targets import targets_table
 
@@ -83,13 +84,26 @@ def other_figures() -> str:
     return markdown_table(["measurement", "result"], rows)
 
 
+def scores() -> str:
+    """AP of trained models by class alone, and by class and objectness."""
+    rows = []
+    for data_set in ("digits", "bccd"):
+        for run in results(f"{data_set}/scores")["runs"]:
+            alone, both = ([f"{100 * run[score][key]:.1f}" for key in ("AP", "AP50")] for score in SCORES)
+            rows.append([data_set, run["model"], *alone, *both])
+    titles = [f"{key}, {score}" for score in SCORES for key in ("AP", "AP50")]
+    return markdown_table(["data", "model", *titles], rows)
+
+
 def comparison(data_set: str) -> str:
     """AP of the compared detectors on a data set."""
     report = RESULTS / data_set / "results.md"
     return report.read_text(encoding="utf-8").rstrip() if report.exists() else "Not measured yet."
 
 
-SINGLE_TABLES = {"demo": demo, "exported": exported, "slices": slices, "other-figures": other_figures}
+SINGLE_TABLES = {
+    "demo": demo, "exported": exported, "slices": slices, "scores": scores, "other-figures": other_figures
+}  # fmt: skip
 
 
 def filled(text: str) -> str:

@@ -143,10 +143,14 @@ DETECTORS = {
     "groups": Detector("SAP-DETR, corrections, 3 groups", partial(sap_detr, **CORRECTED, num_groups=3)),
     "plus": Detector(
         "SAP-DETR, corrections, denoising, 2 groups (as r50-plus)",
+        partial(sap_detr, **DENOISING, denoising_box_noise=0.4, num_groups=2),
+    ),
+    "plus-1.0": Detector(
+        "SAP-DETR, corrections, denoising (box noise 1.0), 2 groups",
         partial(sap_detr, **DENOISING, denoising_box_noise=1.0, num_groups=2),
     ),
     "plus-3": Detector(
-        "SAP-DETR, corrections, denoising, 3 groups",
+        "SAP-DETR, corrections, denoising (box noise 1.0), 3 groups",
         partial(sap_detr, **DENOISING, denoising_box_noise=1.0, num_groups=3),
     ),
     "sap-detr-warm": Detector(
@@ -156,6 +160,11 @@ DETECTORS = {
         source_fields={"query_grid": (10, 10)},
     ),
     "sap-dino": Detector("SAP-DINO-DETR", partial(sap_dino, denoising_pairs=DENOISING_PAIRS), pyramid=True),
+    "sap-dino-0.4": Detector(
+        "SAP-DINO-DETR, box noise 0.4",
+        partial(sap_dino, denoising_pairs=DENOISING_PAIRS, denoising_box_noise=0.4),
+        pyramid=True,
+    ),
     "sap-dino-warm": Detector(
         "SAP-DINO-DETR from Deformable DETR trained on the digits",
         sap_dino,

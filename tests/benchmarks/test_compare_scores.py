@@ -31,7 +31,7 @@ def test_every_model_is_evaluated_with_both_scores(tmp_path):
     runs = json.loads(output.read_text())["runs"]
     assert [run["model"].rpartition("/")[2] for run in runs] == ["model_0", "model_1"]
     for run in runs:
-        assert set(run["class"]) == set(run["class and objectness"]) == set(compare_scores.METRICS)
+        assert set(run[compare_scores.SCORES[0]]) == set(run[compare_scores.SCORES[1]]) == set(compare_scores.METRICS)
 
 
 def test_a_missing_model_is_named(tmp_path, capsys):

@@ -141,7 +141,8 @@ class TrainingSettings(Settings):
     gradient_checkpointing: Annotated[bool, "recompute activations: less memory, about a third slower"] = False
     channels_last: Annotated[bool, "channels-last convolutions: faster on CPUs and on tensor cores"] = False
     compile: Annotated[
-        bool, "torch.compile encoder and decoder, once for the first image size and once for all others"
+        bool,
+        "torch.compile encoder and decoder, once for the first image size and once or a few times for others",
     ] = False
 
     # Evaluation and checkpoints

@@ -29,9 +29,7 @@ FURTHER_VARIANTS: dict[str, dict[str, Any]] = {
     "r50-group": {**PUBLISHED_VARIANTS["r50"], **CORRECTED, "num_groups": 11},
     "r50-dc5-group": {**PUBLISHED_VARIANTS["r50-dc5"], **CORRECTED, "num_groups": 5},
     "r50-dn": {**PUBLISHED_VARIANTS["r50"], **CORRECTED, "denoising_pairs": 50},
-    "r50-plus": {
-        **PUBLISHED_VARIANTS["r50"], **CORRECTED, "num_groups": 2, "denoising_pairs": 50, "denoising_box_noise": 1.0
-    },
+    "r50-plus": {**PUBLISHED_VARIANTS["r50"], **CORRECTED, "num_groups": 2, "denoising_pairs": 50},
 }  # fmt: skip
 """Variants of this project, without published weights: they learn faster and cost the same in inference."""
 
