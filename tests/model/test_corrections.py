@@ -107,7 +107,9 @@ def test_distance_outside_a_box():
     step = inner_losses(points, corners, tiny_config())
     assert step.keys() == {"loss_inner"}
     assert torch.equal(step["loss_inner"], losses["loss_inner_share"])
-    assert inner_losses(points, corners.repeat(2)[:4], tiny_config(inner_loss="distance"))["loss_inner"].max() < 1
+    narrow = torch.tensor([0.4, 0.2, 0.4004, 0.8])  # counts as 0.001 wide
+    losses = inner_losses(torch.tensor([0.3, 0.5]), narrow, tiny_config(inner_loss="distance"))
+    assert float(losses["loss_inner"]) == pytest.approx(100 / 101, abs=1e-6)
 
 
 def test_both_rules_report_the_share_outside():

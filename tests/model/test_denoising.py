@@ -9,8 +9,8 @@ from tiny_model import tiny_config, tiny_inputs, tiny_labels, tiny_model
 from torch import nn
 
 from sap_detr_hf import SapDetrConfig, SapDetrForObjectDetection
-from sap_detr_hf.model.denoising import denoising_queries, draw_noise, noisy_sides
-from sap_detr_hf.model.loss import pad_targets, points_outside
+from sap_detr_hf.model.denoising import denoising_losses, denoising_queries, draw_noise, noisy_sides
+from sap_detr_hf.model.loss import layer_predictions, pad_targets, points_outside
 from sap_detr_hf.model.salient_points import box_corners, cell_corners
 from sap_detr_hf.training.model import compile_transformer
 
@@ -92,6 +92,24 @@ def test_points_of_positives_lie_inside_and_of_outside_negatives_in_no_box(box_n
     away = ((negative - (queries.target_corners[..., :2] + queries.target_corners[..., 2:]) / 2).abs() / size).amax(-1)
     assert away.min() >= 0.5 - 1e-4
     assert away.max() <= 1 + 1e-4
+    assert 0.7 < away.mean() < 0.8
+
+
+def test_a_share_of_the_negatives_lies_outside():
+    _, queries = made((1,), 400, denoising_outside_share=0.3)
+    outside = points_outside(queries.points[:, 400:], queries.target_corners)
+    assert 0.25 < outside.float().mean() < 0.35
+
+
+def test_an_image_has_the_same_queries_in_any_batch():
+    """The fuller image pads the other's boxes with some that are not there, and no point may count as inside those."""
+    labels = tiny_labels((1, 9))
+    noise = draw_noise(2, 60, torch.device("cpu"))
+    embedding, config = nn.Embedding(6, 32), tiny_config(denoising_outside_share=1.0)
+    together = denoising_queries(labels, embedding, config, noise)
+    alone = denoising_queries(labels[:1], embedding, config, noise[:1])
+    for name in ("content", "points", "sides", "weights", "target_corners"):
+        assert torch.equal(getattr(together, name)[:1], getattr(alone, name)), name
 
 
 @pytest.mark.parametrize("outside", [0.0, 1.0])
@@ -117,6 +135,11 @@ def test_corners_move_by_the_noise_and_further_for_negatives():
     assert negative.abs().max() <= 0.08 + 1e-6
     wrong = (queries.content[0, :, 0] != 2).float().mean()
     assert 0.14 < wrong < 0.28  # a quarter is drawn from all six classes
+    assert set(queries.content[0, :, 0].tolist()) == set(range(6))
+    of_positives, of_negatives = queries.content[0, :, 0].chunk(2)
+    both = (of_positives != 2) & (of_negatives != 2)
+    assert 0.01 < both.float().mean() < 0.1  # each half draws its own
+    assert (of_positives != of_negatives)[both].any()
 
 
 def test_sides_are_positive_and_finite_for_extreme_boxes():
@@ -138,15 +161,17 @@ def test_sides_by_hand():
     sign = torch.tensor([1.0, 0.0, 0.0, 1.0])  # left and bottom sides move right and down, the others left and up
     parts = {"sign": sign.expand(1, 2, 1, 4), "magnitude": torch.full((1, 2, 1, 4), 0.9)}
 
-    def sides(noise):
+    def sides(noise, outside=False):
         points = point.expand(1, 2, 1, 2)
-        return noisy_sides(corners, points, halves, torch.zeros(1, 2, 1, 1, dtype=torch.bool), parts, noise)[0, :, 0]
+        return noisy_sides(corners, points, halves, halves[None] & outside, parts, noise)[0, :, 0]
 
     positive, negative = sides(1.0)
     # x1 = 0.5 + 0.9 * 0.1 passes the point; y1 = 0.4 - 0.9 * 0.2, x2 = 0.7 - 0.9 * 0.1, y2 = 0.8 + 0.9 * 0.2
     torch.testing.assert_close(positive, torch.tensor([0.02 * 0.2 + 1e-3, 0.28, 0.06, 0.48]))
     # Wrong sides move by 1.9 halves: x1 = 0.69, y1 = 0.02, x2 = 0.51, y2 = 1.18, which the image ends
     torch.testing.assert_close(negative, torch.tensor([0.14, 0.48, 0.04, 0.5]))
+    # Of a negative whose point is what is wrong, they move by 0.9 halves
+    torch.testing.assert_close(sides(1.0, outside=True)[1], torch.tensor([0.04, 0.28, 0.06, 0.48]))
     positive, _ = sides(3.0)  # y1 would be -0.14, y2 1.34
     torch.testing.assert_close(positive[[1, 3]], torch.tensor([0.5, 0.5]))
 
@@ -199,6 +224,40 @@ def test_matched_queries_do_not_notice(fields):
     half = copy.deepcopy(noisy)
     half.config.denoising_loss_coefficient = 0.0
     torch.testing.assert_close(half(*tiny_inputs(), labels=tiny_labels()).loss, expected.loss, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("fields", [{}, CORRECTED, {"num_groups": 2, **CORRECTED}])
+def test_the_decoder_starts_from_the_noisy_points_and_sides(fields):
+    model, seen = noisy_model(**fields), []
+    model.model.decoder.layers[0].gaussian.register_forward_hook(lambda module, given, output: seen.extend(given[1:3]))
+    noise = draw_noise(2, PAIRS, torch.device("cpu"))
+    queries = denoising_queries(tiny_labels(), model.denoising_class_embedding, model.config, noise)
+    model.model(*tiny_inputs(), denoising=queries)
+    for entered, made_of_noise in zip(seen, (queries.points, queries.sides), strict=True):
+        torch.testing.assert_close(entered[:, -2 * PAIRS :], made_of_noise, rtol=0, atol=1e-6)
+
+
+def test_groups_do_not_divide_the_denoising_loss():
+    grouped = noisy_model(num_groups=3)
+    plain = SapDetrForObjectDetection(tiny_config(denoising_pairs=PAIRS)).train()
+    plain.load_state_dict({name: value for name, value in grouped.state_dict().items() if "query_groups" not in name})
+    noise = draw_noise(2, PAIRS, torch.device("cpu"))
+    got, expected = (
+        model(*tiny_inputs(), labels=tiny_labels(), denoising_noise=noise).loss_dict for model in (grouped, plain)
+    )
+    names = [name for name in expected if "_dn" in name]
+    assert len(names) == 15
+    for name in names:
+        torch.testing.assert_close(got[name], expected[name], rtol=1e-4, atol=1e-5)
+
+
+def test_objectness_teaches_the_boxes_as_that_of_matched_queries_does():
+    _, queries = made((3, 1))
+    boxes = torch.rand(1, 2, 2 * PAIRS, 4).mul(0.5).add(0.2).requires_grad_()
+    logits, points, objectness = (torch.randn(1, 2, 2 * PAIRS, width) for width in (6, 2, 1))
+    losses = denoising_losses(layer_predictions(logits, boxes, points, objectness), queries, 4.0, tiny_config())
+    losses["loss_ce_obj"].sum().backward()
+    assert boxes.grad[:, :, :PAIRS].abs().max() > 0
 
 
 def test_only_training_with_labels_draws_noise():

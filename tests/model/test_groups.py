@@ -154,6 +154,11 @@ def test_from_the_base_to_groups_and_back(group_content, tmp_path):
         tmp_path / "groups", num_groups=1, output_loading_info=True
     )
     assert not any(loading[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    fewer = SapDetrForObjectDetection.from_pretrained(
+        tmp_path / "groups", num_groups=GROUPS - 1, group_content=group_content, ignore_mismatched_sizes=True
+    )
+    distance = fewer.model.query_groups.sides.weight - fewer.model.query_sides.weight
+    assert distance.std().item() == pytest.approx(0.5, abs=0.15)
     again.drop_training_queries()
     again.save_pretrained(tmp_path / "dropped")
     dropped = SapDetrForObjectDetection.from_pretrained(tmp_path / "dropped")
