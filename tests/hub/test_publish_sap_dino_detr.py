@@ -1,11 +1,16 @@
 """A SAP-DINO-DETR is published as a SAP-DETR is: its own files travel, and its card says what is true of it."""
 
+import json
+
 import pytest
+import torch
 from tiny_dino import tiny_dino
+from tiny_model import tiny_inputs
+from transformers import AutoModelForObjectDetection
 
 from sap_detr_cli.settings.train import TrainingSettings
 from sap_detr_hf import SapDetrImageProcessorPil
-from sap_detr_hf.hub.publish import card_for, describe_upload
+from sap_detr_hf.hub.publish import card_for, describe_upload, prepared_folder
 
 
 @pytest.fixture(scope="module")
@@ -29,3 +34,18 @@ def test_card_and_files(model_dir):
     assert "modeling_sap_dino_detr.py" in listed
     assert "deformable_attention.py" in listed
     assert "  modeling_sap_detr.py" not in listed
+
+
+def test_without_its_denoising_it_has_its_own_fields_only(tmp_path):
+    model = tiny_dino(denoising_pairs=4)
+    model.save_pretrained(tmp_path)
+    SapDetrImageProcessorPil(size={"shortest_edge": 64, "longest_edge": 96}).save_pretrained(tmp_path)
+    before = json.loads((tmp_path / "config.json").read_text())
+    with prepared_folder(tmp_path, "the card") as folder:
+        config = json.loads((folder / "config.json").read_text())
+        published = AutoModelForObjectDetection.from_pretrained(folder)
+    assert config["denoising_pairs"] == 0
+    assert config.keys() - before.keys() == {"auto_map"}
+    assert published.denoising_class_embedding is None
+    with torch.no_grad():
+        assert torch.equal(published(*tiny_inputs()).logits, model(*tiny_inputs()).logits)

@@ -35,7 +35,6 @@ from sap_detr_cli.settings.export import SUFFIXES
 from sap_detr_cli.settings.train import TrainingSettings
 
 from ..messages import first_line
-from ..model.configuration_sap_detr import WITHOUT_TRAINING_QUERIES
 from ..model.modeling_sap_detr import SapDetrForObjectDetection
 from .endpoint import endpoint_contents
 from .model_card import CONVERTED_TAG, RELEASED_LICENSE, REPO_ID, CardSources, check_card, model_card, read_results
@@ -167,8 +166,9 @@ def prepared_folder(model_dir: str | os.PathLike, card: str, endpoint: bool = Fa
         contents |= endpoint_contents(model_dir)
     weights = weight_files(model_dir)
     config = json.loads(contents["config.json"])
-    if any(config.get(name, value) != value for name, value in WITHOUT_TRAINING_QUERIES.items()):
-        contents["config.json"] = json.dumps({**config, **WITHOUT_TRAINING_QUERIES}, indent=2, sort_keys=True).encode()
+    dropped = config_class_of(model_dir).without_training_queries
+    if any(config.get(name, value) != value for name, value in dropped.items()):
+        contents["config.json"] = json.dumps({**config, **dropped}, indent=2, sort_keys=True).encode()
         contents[WEIGHTS], weights = weights_without_training_queries(model_dir), []
     with TemporaryDirectory(prefix="sap_detr_") as name:
         folder = Path(name)

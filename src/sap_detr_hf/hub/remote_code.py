@@ -13,6 +13,7 @@ from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPI
 
 from .. import model
 from ..files import whole_file
+from ..model.detector_configuration import DetectorConfig
 
 MODEL_FOLDER = Path(model.__path__[0])
 """Holds all code that can travel to the Hub."""
@@ -20,7 +21,7 @@ MODEL_FOLDER = Path(model.__path__[0])
 MODEL_MAPPINGS = {"AutoModel": MODEL_MAPPING, "AutoModelForObjectDetection": MODEL_FOR_OBJECT_DETECTION_MAPPING}
 
 
-def config_class_of(model_dir: str | os.PathLike) -> type[PreTrainedConfig]:
+def config_class_of(model_dir: str | os.PathLike) -> type[DetectorConfig]:
     """Return the configuration class of a saved model, which must be one of this package's.
 
     Raises:
@@ -28,12 +29,12 @@ def config_class_of(model_dir: str | os.PathLike) -> type[PreTrainedConfig]:
         ValueError: it is not valid JSON, or the model is of another type.
     """
     model_type = str(_read_json(Path(model_dir) / "config.json").get("model_type"))
-    if model_type not in CONFIG_MAPPING or Path(inspect.getfile(CONFIG_MAPPING[model_type])).parent != MODEL_FOLDER:
-        raise ValueError(
-            f"{model_dir} holds a model of type {model_type!r}, which is none of this package's: only its own models "
-            "can carry its code."
-        )
-    return CONFIG_MAPPING[model_type]
+    if model_type in CONFIG_MAPPING and issubclass(kind := CONFIG_MAPPING[model_type], DetectorConfig):
+        return kind
+    raise ValueError(
+        f"{model_dir} holds a model of type {model_type!r}, which is none of this package's: only its own models "
+        "can carry its code."
+    )
 
 
 def config_auto_map(config_class: type[PreTrainedConfig]) -> dict[str, str]:

@@ -33,9 +33,6 @@ FURTHER_VARIANTS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """Variants of this project, without published weights: they learn faster and cost the same in inference."""
 
-WITHOUT_TRAINING_QUERIES: dict[str, Any] = {"num_groups": 1, "group_content": False, "denoising_pairs": 0}
-"""Fields that remove all parts used only in training."""
-
 
 @strict
 class SapDetrConfig(DetectorConfig):
@@ -139,6 +136,7 @@ class SapDetrConfig(DetectorConfig):
     detector_name = "SAP-DETR"
     variants = {**PUBLISHED_VARIANTS, **FURTHER_VARIANTS}
     way_to_more_queries = "a larger `query_grid`"
+    without_training_queries = {"num_groups": 1, "group_content": False, "denoising_pairs": 0}
 
     dilation: bool = False
     num_queries: int | None = None

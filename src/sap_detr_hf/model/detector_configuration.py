@@ -28,12 +28,14 @@ class DetectorConfig(PreTrainedConfig):
         uses_pyramid: whether all feature maps of the backbone are levels of a pyramid, or only the last is used.
         selects_queries: whether an image's queries are its best tokens, in no order of their own.
         way_to_more_queries: advice for images with more objects than queries.
+        without_training_queries: fields that remove all parts used only in training.
     """
 
     variants: ClassVar[dict[str, dict[str, Any]]]
     uses_pyramid: ClassVar[bool] = False
     selects_queries: ClassVar[bool] = False
     way_to_more_queries: ClassVar[str]
+    without_training_queries: ClassVar[dict[str, Any]] = {"denoising_pairs": 0}
     sub_configs = {"backbone_config": AutoConfig}
     keys_to_ignore_at_inference = [
         "loss_dict",

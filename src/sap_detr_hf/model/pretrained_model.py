@@ -9,7 +9,7 @@ from transformers import initialization as init
 from transformers.modeling_utils import PreTrainedModel
 
 from .backbone import SapDetrFrozenBatchNorm2d, fold_batch_norm, freeze_stages
-from .configuration_sap_detr import WITHOUT_TRAINING_QUERIES, SapDetrConfig
+from .configuration_sap_detr import SapDetrConfig
 from .fused_convolution import fuse_convolutions
 from .initialization import apply_init_rule
 from .salient_points import SapDetrReferencePoints
@@ -53,7 +53,7 @@ class SapDetrPreTrainedModel(PreTrainedModel):
 
     def drop_training_queries(self):
         """Remove, in place, what only training uses: further groups of queries and denoising."""
-        self.config.update({name: v for name, v in WITHOUT_TRAINING_QUERIES.items() if hasattr(self.config, name)})
+        self.config.update(self.config.without_training_queries)
         for owner, name in ((self.base_model, "query_groups"), (self, "denoising_class_embedding")):
             if hasattr(owner, name):
                 setattr(owner, name, None)

@@ -133,7 +133,7 @@ def compile_transformer(model: PreTrainedModel, **options) -> None:
     The backbone is not compiled, because torch 2.14 recompiles the backward pass of a convolution for each image size.
     Encoder and decoder contain no convolutions, so torch compiles them only twice: for the first image size, then with
     dynamic shapes. SAP-DINO-DETR's are compiled once more when a height or width of a level that was the same so far
-    changes for the first time: at most 9 times in all for four levels, seen 2 to 4 times. Do not pass `dynamic=True`:
+    changes for the first time. Do not pass `dynamic=True`:
     it also makes scalars such as `eps` symbolic, and breaks under DDP and gradient checkpointing. The loss cannot be
     compiled, because its matching uses scipy.
     """
